@@ -1,0 +1,256 @@
+"""Forward processes x_t = alpha(t) x_0 + sigma(t) eps, in float64.
+
+Each gives alpha, sigma, lambda = ln(alpha / sigma) and the inverse of lambda on its own time axis, on which noise grows
+with t. A clean end (sigma = 0, lambda = +inf) and a pure-noise end (alpha = 0, lambda = -inf) are legal times.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from edgegen.errors import ProgramError, Status, nearest
+
+__all__ = ["PROCESSES", "Process", "make_process"]
+
+Array = npt.NDArray[np.float64]
+Times = npt.ArrayLike
+
+
+@dataclass(frozen=True)
+class Process(ABC):
+    """A forward process. Times may be scalars or arrays; results are float64 of the same shape.
+
+    t_first, t_last: where sampling starts and ends unless told otherwise.
+    t_floor: the least noisy time with sigma > 0 that a lambda or rho grid may reach before a clean end.
+    t_min, t_max: the times for which the process is defined.
+    """
+
+    t_first: float
+    t_last: float
+    t_floor: float
+    t_min: float
+    t_max: float
+
+    @abstractmethod
+    def alpha(self, t: Times) -> Array:
+        """Scale of the data at t, in [0, 1]."""
+
+    @abstractmethod
+    def sigma(self, t: Times) -> Array:
+        """Standard deviation of the noise at t, >= 0."""
+
+    @abstractmethod
+    def inverse_lambda(self, lam: Times) -> Array:
+        """The time at which ln(alpha / sigma) equals `lam`."""
+
+    def lam(self, t: Times) -> Array:
+        """lambda(t) = ln(alpha / sigma): half the log signal-to-noise ratio; +inf where sigma = 0, -inf where alpha = 0."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.alpha(t)) - np.log(self.sigma(t))
+
+    def initial_scale(self, t: float) -> float:
+        """What standard normal noise is multiplied by to give the state at t: 1 for variance-preserving processes."""
+        return float(self.sigma(t))
+
+
+@dataclass(frozen=True)
+class _VariancePreserving(Process):
+    """alpha^2 + sigma^2 = 1, from ln(alpha)."""
+
+    @abstractmethod
+    def log_alpha(self, t: Times) -> Array:
+        """ln(alpha(t)) <= 0."""
+
+    @abstractmethod
+    def inverse_log_alpha(self, log_alpha: Array) -> Array:
+        """The time at which ln(alpha) has this value."""
+
+    def alpha(self, t: Times) -> Array:
+        return np.exp(self.log_alpha(t))
+
+    def sigma(self, t: Times) -> Array:
+        return np.sqrt(-np.expm1(2.0 * self.log_alpha(t)))
+
+    def lam(self, t: Times) -> Array:
+        log_alpha = self.log_alpha(t)
+        with np.errstate(divide="ignore"):
+            return log_alpha - 0.5 * np.log(-np.expm1(2.0 * log_alpha))
+
+    def inverse_lambda(self, lam: Times) -> Array:
+        lam = np.asarray(lam, np.float64)
+        return self.inverse_log_alpha(-0.5 * np.logaddexp(-2.0 * lam, 0.0))
+
+    def initial_scale(self, t: float) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class VPLinear(_VariancePreserving):
+    """VP with beta(t) = beta_min + t (beta_max - beta_min), t in [0, 1]. Source: Song et al. 2021, appendix C."""
+
+    beta_min: float
+    beta_max: float
+
+    def log_alpha(self, t: Times) -> Array:
+        t = np.asarray(t, np.float64)
+        return -0.25 * t * t * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
+
+    def inverse_log_alpha(self, log_alpha: Array) -> Array:
+        slope = self.beta_max - self.beta_min
+        w = -4.0 * slope * log_alpha
+        return np.asarray(w / ((np.sqrt(self.beta_min**2 + w) + self.beta_min) * slope))
+
+
+@dataclass(frozen=True)
+class VPCosine(_VariancePreserving):
+    """VP with alpha(t) = cos((t + s) / (1 + s) pi / 2) / cos(s / (1 + s) pi / 2). Source: Nichol and Dhariwal 2021."""
+
+    s: float
+
+    def _angle(self, t: Times) -> Array:
+        return (np.asarray(t, np.float64) + self.s) / (1.0 + self.s) * (math.pi / 2.0)
+
+    def log_alpha(self, t: Times) -> Array:
+        with np.errstate(divide="ignore"):
+            return np.log(np.cos(self._angle(t))) - np.log(np.cos(self._angle(0.0)))
+
+    def inverse_log_alpha(self, log_alpha: Array) -> Array:
+        angle = np.arccos(np.exp(log_alpha + np.log(np.cos(self._angle(0.0)))))
+        return np.asarray(angle * (2.0 * (1.0 + self.s) / math.pi) - self.s)
+
+
+@dataclass(frozen=True)
+class VPBetas(_VariancePreserving):
+    """VP from a table of betas: alpha(i)^2 = prod_{j<=i} (1 - beta_j) at the index i = 0 .. T-1.
+
+    ln(alpha) is linear between indices (as in DPM-Solver's discrete schedule). The time -1 is the empty product: clean data,
+    which diffusers calls `set_alpha_to_one` or `final_sigmas_type="zero"`.
+    """
+
+    log_alphas: tuple[float, ...] = field(repr=False)
+
+    def log_alpha(self, t: Times) -> Array:
+        return np.asarray(np.interp(np.asarray(t, np.float64), np.arange(-1.0, len(self.log_alphas) - 1), self.log_alphas))
+
+    def inverse_log_alpha(self, log_alpha: Array) -> Array:
+        descending = np.asarray(self.log_alphas)
+        return np.asarray(np.interp(-log_alpha, -descending, np.arange(-1.0, len(descending) - 1)))
+
+
+@dataclass(frozen=True)
+class VarianceExploding(Process):
+    """alpha = 1, sigma = t: EDM's coordinates. Source: Karras et al. 2022, table 1."""
+
+    def alpha(self, t: Times) -> Array:
+        return np.ones_like(np.asarray(t, np.float64))
+
+    def sigma(self, t: Times) -> Array:
+        return np.asarray(t, np.float64)
+
+    def inverse_lambda(self, lam: Times) -> Array:
+        return np.asarray(np.exp(-np.asarray(lam, np.float64)))
+
+
+@dataclass(frozen=True)
+class Flow(Process):
+    """alpha = 1 - t, sigma = t: the straight path of rectified flow. Source: Liu et al. 2023; Lipman et al. 2023."""
+
+    def alpha(self, t: Times) -> Array:
+        return 1.0 - np.asarray(t, np.float64)
+
+    def sigma(self, t: Times) -> Array:
+        return np.asarray(t, np.float64)
+
+    def inverse_lambda(self, lam: Times) -> Array:
+        return np.asarray(np.exp(-np.logaddexp(np.asarray(lam, np.float64), 0.0)))
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ProgramError(message, Status.OUT_OF_RANGE)
+
+
+def vp_linear(beta_min: float = 0.1, beta_max: float = 20.0) -> VPLinear:
+    """VP with linear beta. beta_min >= 0, beta_max > beta_min; samples from t = 1 to 1e-3."""
+    _require(
+        math.isfinite(beta_max) and 0 <= beta_min < beta_max,
+        f"vp_linear: expected 0 <= beta_min < beta_max, found {beta_min} and {beta_max}",
+    )
+    return VPLinear(1.0, 1e-3, 1e-3, 0.0, 1.0, float(beta_min), float(beta_max))
+
+
+def vp_cosine(s: float = 0.008) -> VPCosine:
+    """VP with the cosine schedule. s > 0; samples from lambda = -5.1 (as DPM-Solver does) to t = 1e-3."""
+    _require(0 < s < 1, f"vp_cosine: expected 0 < s < 1, found {s}")
+    whole = VPCosine(1.0, 1e-3, 1e-3, 0.0, 1.0, float(s))
+    return VPCosine(float(whole.inverse_lambda(-5.1)), 1e-3, 1e-3, 0.0, 1.0, float(s))
+
+
+def vp_betas(
+    betas: Sequence[float] | None = None, *, beta_start: float = 1e-4, beta_end: float = 0.02, steps: int = 1000,
+    schedule: str = "linear",
+) -> VPBetas:  # fmt: skip
+    """VP from a table of betas, or from a named one of length `steps`; samples from the last index to -1 (clean data).
+
+    schedule: "linear" (DDPM) or "scaled_linear" (linear in sqrt(beta), Stable Diffusion).
+    """
+    if betas is None:
+        if schedule == "linear":
+            table = np.linspace(beta_start, beta_end, steps)
+        elif schedule == "scaled_linear":
+            table = np.linspace(beta_start**0.5, beta_end**0.5, steps) ** 2
+        else:
+            raise ProgramError(f"vp_betas: no schedule {schedule!r}: {nearest(schedule, ['linear', 'scaled_linear'])}")
+    else:
+        table = np.asarray(betas, np.float64)
+    _require(table.ndim == 1 and len(table) >= 1, f"vp_betas: expected a list of betas, found shape {table.shape}")
+    _require(
+        bool(np.all((table > 0) & (table < 1))),
+        "vp_betas: every beta must be in (0, 1): a table that reaches 1 (zero terminal SNR) has no finite lambda; clip it below 1",
+    )
+    logs = np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-table))])
+    last = float(len(table) - 1)
+    return VPBetas(last, -1.0, 0.0, -1.0, last, tuple(logs.tolist()))
+
+
+def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> VarianceExploding:
+    """EDM / VE, time is sigma. 0 < sigma_min < sigma_max; samples from sigma_max to 0."""
+    _require(0 < sigma_min < sigma_max < math.inf, f"edm: expected 0 < sigma_min < sigma_max, found {sigma_min} and {sigma_max}")
+    return VarianceExploding(float(sigma_max), 0.0, float(sigma_min), 0.0, math.inf)
+
+
+def flow(t_floor: float = 1e-3) -> Flow:
+    """Straight-path flow, t in [0, 1], noise at 1; samples from 1 to 0. t_floor: the last noisy node of lambda grids."""
+    _require(0 < t_floor < 1, f"flow: expected 0 < t_floor < 1, found {t_floor}")
+    return Flow(1.0, 0.0, float(t_floor), 0.0, 1.0)
+
+
+PROCESSES: dict[str, Callable[..., Process]] = {
+    "vp_linear": vp_linear,
+    "vp_cosine": vp_cosine,
+    "vp_betas": vp_betas,
+    "edm": edm,
+    "ve": edm,
+    "flow": flow,
+}
+
+
+def make_process(name: str, **parameters: object) -> Process:
+    """The process called `name` (a key of `PROCESSES`) with its parameters.
+
+    Raises ProgramError for an unknown name or parameter, or a value out of range.
+    """
+    if name not in PROCESSES:
+        raise ProgramError(f"no process {name!r}: {nearest(name, PROCESSES)}", Status.UNKNOWN_NAME)
+    known = inspect.signature(PROCESSES[name]).parameters
+    for parameter in parameters:
+        if parameter not in known:
+            raise ProgramError(f"process {name!r} has no parameter {parameter!r}: {nearest(parameter, known)}", Status.UNKNOWN_NAME)
+    return PROCESSES[name](**parameters)

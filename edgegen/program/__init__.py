@@ -1,0 +1,30 @@
+"""The program: the device language, its verifier, its JSON form and the reference interpreter."""
+
+from edgegen.program.instructions import Clamp, Eval, Imm, Input, Instruction, Lincomb, Noise, Program, Reg, Step, Threshold
+from edgegen.program.interpreter import Executable, Network, compile_program, interpret
+from edgegen.program.json_form import program_from_json, program_to_json
+from edgegen.program.noise import normals, philox4x32
+from edgegen.program.verify import verify
+
+__all__ = [
+    "Clamp",
+    "Eval",
+    "Executable",
+    "Imm",
+    "Input",
+    "Instruction",
+    "Lincomb",
+    "Network",
+    "Noise",
+    "Program",
+    "Reg",
+    "Step",
+    "Threshold",
+    "compile_program",
+    "interpret",
+    "normals",
+    "philox4x32",
+    "program_from_json",
+    "program_to_json",
+    "verify",
+]

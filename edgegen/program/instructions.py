@@ -1,0 +1,122 @@
+"""The device language: a Program is data. Registers hold tensors, instructions read and write them in order.
+
+Every number is a float64 rounded once to the interpreter's type. The laws are in runtimes/FORMAT.md, section 4; the rules that a
+program must keep are checked by `edgegen.program.verify`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["Clamp", "Eval", "Imm", "Input", "Instruction", "Lincomb", "Noise", "Program", "Reg", "Step", "Threshold"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reg:
+    """An EVAL operand: the register, times `scale`."""
+
+    name: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Imm:
+    """An EVAL operand: one number for every row of the batch, such as a time or a null label."""
+
+    value: float
+
+
+Operand = Reg | Imm
+
+
+@dataclass(frozen=True, slots=True)
+class Eval:
+    """outputs <- component(inputs). Each input has one operand per branch, each output one register per branch.
+
+    With k > 1 branches the rows are joined along axis 0, the component runs once, and its outputs are split again.
+    """
+
+    component: str
+    inputs: Mapping[str, tuple[Operand, ...]]
+    outputs: Mapping[str, tuple[str, ...]]
+
+    @property
+    def branches(self) -> int:
+        """How many network evaluations this counts as."""
+        return len(next(iter(self.outputs.values())))
+
+
+@dataclass(frozen=True, slots=True)
+class Lincomb:
+    """out <- sum_k c_k reg_k + bias, terms added in the written order, no fused multiply-add."""
+
+    out: str
+    terms: tuple[tuple[float, str], ...]
+    bias: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """out <- N(0, 1) in the shape of `like`; the bits depend on (seed, draw, element) only."""
+
+    out: str
+    like: str
+    draw: int
+
+
+@dataclass(frozen=True, slots=True)
+class Clamp:
+    """out <- min(max(x, low), high)."""
+
+    out: str
+    x: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """s <- clamp(quantile(|x|) of each sample, floor, ceiling); out <- clamp(x, -s, s) / s.
+
+    Source: dynamic thresholding, Saharia et al. 2022 (Imagen), section 2.3, with a ceiling as in diffusers.
+    """
+
+    out: str
+    x: str
+    quantile: float
+    floor: float
+    ceiling: float
+
+
+Instruction = Eval | Lincomb | Noise | Clamp | Threshold
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A register that the caller fills. kind "noise": standard normals (draw 0) times `scale`; kind "condition": the caller's own."""
+
+    name: str
+    kind: str = "noise"
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A mark for progress and cancelling: once `after` instructions have run, `state` holds the sample at `time`."""
+
+    after: int
+    state: str
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """inputs -> instructions -> outputs. `nfe` declares the network evaluations per component; the verifier counts them."""
+
+    name: str
+    inputs: tuple[Input, ...]
+    instructions: tuple[Instruction, ...]
+    outputs: Mapping[str, str]
+    nfe: Mapping[str, int]
+    steps: tuple[Step, ...] = field(default=())

@@ -1,0 +1,270 @@
+"""The reference interpreter: runs a program with numpy, in float32 as a device does, or in float64 to measure solvers.
+
+The order of operations is FORMAT.md's, so float32 results are bit-equal in every runtime, given equal network outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgegen.errors import Cancelled, ProgramError, RuntimeFault, Status, nearest
+from edgegen.program.instructions import Clamp, Eval, Imm, Instruction, Lincomb, Noise, Operand, Program, Reg, Threshold
+from edgegen.program.noise import check_seed, normals
+from edgegen.program.verify import verify
+
+__all__ = ["Executable", "Network", "OnStep", "compile_program", "interpret"]
+
+Tensor = npt.NDArray[Any]
+Network = Callable[..., Tensor | Mapping[str, Tensor]]
+"""Called with keyword arrays named as the component's inputs; returns its named outputs, or one array if there is one output.
+Numbers that are the same for the whole batch (times) arrive as 0-d arrays of the interpreter's dtype."""
+OnStep = Callable[[int, int, Tensor], object]
+"""on_step(steps done, steps in all, sample so far); returning False cancels. The array is the interpreter's own: copy it to keep it."""
+
+
+class _State:
+    """What one run owns: registers, the networks it calls, the seed, the callback."""
+
+    __slots__ = ("networks", "on_step", "registers", "seed")
+
+    def __init__(self, registers: dict[str, Tensor], networks: Mapping[str, Network], seed: int, on_step: OnStep | None) -> None:
+        self.registers = registers
+        self.networks = networks
+        self.seed = seed
+        self.on_step = on_step
+
+
+_Action = Callable[[_State], None]
+
+
+def _all_finite(value: Tensor) -> bool:
+    if math.isfinite(float(np.add.reduce(value, axis=None))):
+        return True
+    return bool(np.isfinite(value).all())  # the sum of finite numbers may overflow
+
+
+def _round(value: float, dtype: np.dtype[Any]) -> Any:
+    """`value` in the interpreter's type, rounded once; numbers too large for it are refused."""
+    with np.errstate(over="ignore"):
+        rounded = dtype.type(value)
+    if not np.isfinite(rounded):
+        raise ProgramError(f"the number {value} does not fit {dtype.name}; use float64", Status.OUT_OF_RANGE)
+    return rounded
+
+
+class _Compiler:
+    """Turns each instruction into a closure over its rounded numbers."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self.dtype = dtype
+
+    def action(self, instruction: Instruction, index: int) -> _Action:
+        match instruction:
+            case Eval():
+                return self.evaluate(instruction, index)
+            case Lincomb():
+                return self.lincomb(instruction)
+            case Noise():
+                return self.noise(instruction)
+            case Clamp():
+                return self.clamp(instruction)
+            case Threshold():
+                return self.threshold(instruction)
+
+    def evaluate(self, instruction: Eval, index: int) -> _Action:
+        component, branches, dtype = instruction.component, instruction.branches, self.dtype
+        gather = self.one_branch if branches == 1 else self.many_branches
+        inputs = [(name, gather(operands)) for name, operands in instruction.inputs.items()]
+        rows_from = next(o.name for operands in instruction.inputs.values() for o in operands if isinstance(o, Reg))
+        outputs = list(instruction.outputs.items())
+
+        def run(state: _State) -> None:
+            registers = state.registers
+            rows = registers[rows_from].shape[0] if branches > 1 else 0
+            result = state.networks[component](**{name: read(registers, rows) for name, read in inputs})
+            for name, targets in outputs:
+                value = np.asarray(_output(result, name, component, len(outputs)), dtype)
+                if not _all_finite(value):
+                    raise RuntimeFault(f"component {component!r} returned NaN or infinity in {name!r} at instruction {index}", Status.NONFINITE)
+                if branches == 1:
+                    registers[targets[0]] = value
+                    continue
+                if value.shape[:1] != (branches * rows,):
+                    raise RuntimeFault(
+                        f"component {component!r}: output {name!r} has shape {list(value.shape)}, expected {branches * rows} rows", Status.BAD_SHAPE
+                    )
+                for branch, target in enumerate(targets):
+                    registers[target] = value[branch * rows : (branch + 1) * rows]
+
+        return run
+
+    def one_branch(self, operands: tuple[Operand, ...]) -> Callable[[dict[str, Tensor], int], Tensor]:
+        operand = operands[0]
+        if isinstance(operand, Imm):
+            constant = np.asarray(_round(operand.value, self.dtype))
+            return lambda registers, rows: constant
+        name = operand.name
+        if operand.scale == 1.0:
+            return lambda registers, rows: registers[name]
+        scale = _round(operand.scale, self.dtype)
+        return lambda registers, rows: registers[name] * scale
+
+    def many_branches(self, operands: tuple[Operand, ...]) -> Callable[[dict[str, Tensor], int], Tensor]:
+        if all(operand == operands[0] for operand in operands) and isinstance(operands[0], Imm):
+            return self.one_branch(operands)
+        parts = [(o, self.one_branch((o,))) for o in operands]
+        like = next((o.name for o in operands if isinstance(o, Reg)), None)
+
+        def read(registers: dict[str, Tensor], rows: int) -> Tensor:
+            model = np.empty(rows, self.dtype) if like is None else registers[like]
+            if model.ndim == 0:
+                model = np.full(rows, model)
+            return np.concatenate([np.broadcast_to(part(registers, rows), model.shape).astype(model.dtype, copy=False) for _, part in parts])
+
+        return read
+
+    def lincomb(self, instruction: Lincomb) -> _Action:
+        out = instruction.out
+        (c0, first), *rest = [(_round(c, self.dtype), name) for c, name in instruction.terms]
+        bias = _round(instruction.bias, self.dtype)
+        has_bias = instruction.bias != 0.0
+
+        def run(state: _State) -> None:
+            registers = state.registers
+            total = registers[first] * c0
+            for c, name in rest:
+                term = registers[name]
+                if term.shape != total.shape:
+                    raise RuntimeFault(
+                        f"LINCOMB {out!r}: {name!r} has shape {list(term.shape)}, {first!r} has {list(total.shape)}", Status.BAD_SHAPE
+                    )
+                total += term * c
+            if has_bias:
+                total += bias
+            registers[out] = total
+
+        return run
+
+    def noise(self, instruction: Noise) -> _Action:
+        out, like, draw, dtype = instruction.out, instruction.like, instruction.draw, self.dtype
+
+        def run(state: _State) -> None:
+            state.registers[out] = normals(state.seed, draw, state.registers[like].shape).astype(dtype)
+
+        return run
+
+    def clamp(self, instruction: Clamp) -> _Action:
+        low, high = _round(instruction.low, self.dtype), _round(instruction.high, self.dtype)
+
+        def run(state: _State) -> None:
+            state.registers[instruction.out] = np.minimum(np.maximum(state.registers[instruction.x], low), high)
+
+        return run
+
+    def threshold(self, instruction: Threshold) -> _Action:
+        floor, ceiling = _round(instruction.floor, self.dtype), _round(instruction.ceiling, self.dtype)
+        dtype = self.dtype
+
+        def run(state: _State) -> None:
+            x = state.registers[instruction.x]
+            rows = np.abs(x.reshape(x.shape[0], -1)) if x.ndim else np.abs(x.reshape(1, 1))
+            position = instruction.quantile * (rows.shape[1] - 1)
+            low = math.floor(position)
+            high = min(low + 1, rows.shape[1] - 1)
+            rows = np.partition(rows, (low, high), axis=1)
+            s = rows[:, low] + (rows[:, high] - rows[:, low]) * dtype.type(position - low)
+            s = np.minimum(np.maximum(s, floor), ceiling).reshape((-1,) + (1,) * (x.ndim - 1) if x.ndim else ())
+            state.registers[instruction.out] = np.minimum(np.maximum(x, -s), s) / s
+
+        return run
+
+
+def _output(result: Tensor | Mapping[str, Tensor], name: str, component: str, count: int) -> Tensor:
+    if not isinstance(result, Mapping):
+        if count == 1:
+            return result
+        raise RuntimeFault(f"component {component!r} returned one array, expected a dict with {count} outputs", Status.BAD_SHAPE)
+    if name not in result:
+        raise RuntimeFault(f"component {component!r} has no output {name!r}: {nearest(name, result)}", Status.UNKNOWN_NAME)
+    return result[name]
+
+
+def _mark(done: int, total: int, register: str) -> _Action:
+    def run(state: _State) -> None:
+        if state.on_step is not None and state.on_step(done, total, state.registers[register]) is False:
+            raise Cancelled(f"cancelled by on_step after step {done} of {total}")
+
+    return run
+
+
+class Executable:
+    """A verified program, its numbers rounded to one dtype. Immutable: any number of threads may run it at once."""
+
+    def __init__(self, program: Program, dtype: npt.DTypeLike = np.float32) -> None:
+        self.program = verify(program)
+        self.dtype = np.dtype(dtype)
+        if self.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
+            raise ProgramError(f"expected dtype float32 or float64, found {self.dtype.name}", Status.BAD_DTYPE)
+        compiler = _Compiler(self.dtype)
+        marks = {step.after: _mark(i + 1, len(program.steps), step.state) for i, step in enumerate(program.steps)}
+        self._actions: list[_Action] = []
+        for i, instruction in enumerate(program.instructions):
+            self._actions.append(compiler.action(instruction, i))
+            if i + 1 in marks:
+                self._actions.append(marks[i + 1])
+
+    def run(
+        self, networks: Mapping[str, Network], inputs: Mapping[str, npt.ArrayLike], *, seed: int = 0, on_step: OnStep | None = None
+    ) -> dict[str, Tensor]:
+        """The program's outputs. Arguments and errors as in `interpret`."""
+        program = self.program
+        declared = {i.name: i for i in program.inputs}
+        for name in inputs:
+            if name not in declared:
+                raise RuntimeFault(f"program {program.name!r} has no input {name!r}: {nearest(name, declared)}", Status.UNKNOWN_NAME)
+        for component in program.nfe:
+            if component not in networks:
+                raise RuntimeFault(f"program {program.name!r} needs component {component!r}: {nearest(component, networks)}", Status.UNKNOWN_NAME)
+        registers: dict[str, Tensor] = {}
+        for name, spec in declared.items():
+            if name not in inputs:
+                raise RuntimeFault(f"program {program.name!r} needs input {name!r} ({spec.kind})", Status.UNKNOWN_NAME)
+            registers[name] = np.asarray(inputs[name], self.dtype) if spec.kind == "noise" else np.asarray(inputs[name])
+        state = _State(registers, networks, check_seed(seed), on_step)
+        for action in self._actions:
+            action(state)
+        return {name: registers[register] for name, register in program.outputs.items()}
+
+
+def compile_program(program: Program, dtype: npt.DTypeLike = np.float32) -> Executable:
+    """Verify `program` and round its numbers to `dtype` (float32 or float64), once for many runs."""
+    return Executable(program, dtype)
+
+
+def interpret(
+    program: Program,
+    networks: Mapping[str, Network],
+    inputs: Mapping[str, npt.ArrayLike],
+    *,
+    seed: int = 0,
+    dtype: npt.DTypeLike = np.float32,
+    on_step: OnStep | None = None,
+) -> dict[str, Tensor]:
+    """Run `program` once.
+
+    Args:
+        networks: component name -> callable; see `Network`.
+        inputs: one array per program input, any shape; inputs of kind "noise" are used as they are (already scaled).
+        seed: 0 .. 2^64 - 1, the key of every NOISE instruction.
+        dtype: float32 (bit-identical across runtimes) or float64.
+        on_step: see `OnStep`.
+
+    Returns the named outputs, e.g. {"sample": float32[...]}.
+    Raises ProgramError (a rule is broken), RuntimeFault (missing input or component, wrong shape, NaN) or Cancelled.
+    """
+    return Executable(program, dtype).run(networks, inputs, seed=seed, on_step=on_step)

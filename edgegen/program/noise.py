@@ -1,0 +1,113 @@
+"""Counter-based normal noise with the same bits in every language (runtimes/FORMAT.md, section 5).
+
+Philox4x32-10 (Salmon et al. 2011) gives four 32-bit words per block of four elements; Box and Muller's map turns a pair of
+words into a pair of normals in float64 with + - * / sqrt and integer operations only, then rounds to float32. No libm.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from edgegen.errors import ProgramError, Status
+
+__all__ = ["check_seed", "normals", "philox4x32"]
+
+Words = npt.NDArray[np.uint64]
+Doubles = npt.NDArray[np.float64]
+
+_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85
+_LOW = np.uint64(0xFFFFFFFF)
+_SHIFT32 = np.uint64(32)
+
+_LN2 = float.fromhex("0x1.62e42fefa39efp-1")
+_SQRT2_MANTISSA = np.uint64(0x6A09E667F3BCD)
+"""Mantissa bits of sqrt(2): above it the exponent is raised by one, so that the mantissa lies in [sqrt(1/2), sqrt(2)]."""
+_QUARTER_TURN = float.fromhex("0x1.921fb54442d18p+0")
+_LOG_TERMS = tuple(1.0 / k for k in (17, 15, 13, 11, 9, 7, 5, 3))
+_SIN_TERMS = tuple((-1.0) ** k / math.factorial(2 * k + 1) for k in (7, 6, 5, 4, 3, 2, 1))
+_COS_TERMS = tuple((-1.0) ** k / math.factorial(2 * k) for k in (7, 6, 5, 4, 3, 2, 1))
+
+
+def check_seed(seed: object) -> int:
+    """`seed` as an int in [0, 2^64), or ProgramError."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= int(seed) < 2**64:
+        raise ProgramError(f"expected a seed in 0 .. 2^64 - 1, found {seed!r}", Status.OUT_OF_RANGE)
+    return int(seed)
+
+
+def philox4x32(counter: tuple[Words, Words, Words, Words], key: tuple[int, int]) -> tuple[Words, Words, Words, Words]:
+    """Ten rounds of Philox4x32. counter: four uint64 arrays holding 32-bit words; key: two 32-bit words. Same form back."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        p0, p1 = c0 * _M0, c2 * _M1
+        c0, c1, c2, c3 = (p1 >> _SHIFT32) ^ c1 ^ np.uint64(k0), p1 & _LOW, (p0 >> _SHIFT32) ^ c3 ^ np.uint64(k1), p0 & _LOW
+        k0, k1 = (k0 + _W0) & 0xFFFFFFFF, (k1 + _W1) & 0xFFFFFFFF
+    return c0, c1, c2, c3
+
+
+def _horner(terms: tuple[float, ...], z: Doubles) -> Doubles:
+    """terms[0] z^(n-1) + ... + terms[n-1], from the left."""
+    total = terms[0] * z
+    for term in terms[1:-1]:
+        total += term
+        total *= z
+    total += terms[-1]
+    return total
+
+
+def _log(u: Doubles) -> Doubles:
+    """ln(u) for normal u in (0, 1): exponent from the bits, 2 artanh((m - 1) / (m + 1)) for the mantissa."""
+    bits = u.view(np.uint64)
+    mantissa = bits & np.uint64(0xFFFFFFFFFFFFF)
+    raised = (mantissa > _SQRT2_MANTISSA).astype(np.uint64)
+    exponent = (bits >> np.uint64(52)) + raised
+    m = (mantissa | ((np.uint64(1023) - raised) << np.uint64(52))).view(np.float64)
+    s = (m - 1.0) / (m + 1.0)
+    z = s * s
+    series = _horner(_LOG_TERMS, z)
+    series *= z
+    series *= s
+    series += s
+    series *= 2.0
+    series += (exponent.astype(np.float64) - 1023.0) * _LN2
+    return series
+
+
+def _pair(w_radius: Words, w_angle: Words) -> tuple[Doubles, Doubles]:
+    """Box and Muller on two words: the radius from the first, quadrant and angle from the second."""
+    u = (w_radius.astype(np.float64) + 0.5) * 2.0**-32
+    radius = np.sqrt(-2.0 * _log(u))
+    quadrant = w_angle >> np.uint64(30)
+    fraction = (w_angle & np.uint64(0x3FFFFFFF)).astype(np.float64) - (2.0**29 - 0.5)
+    theta = fraction * (_QUARTER_TURN * 2.0**-30)
+    z = theta * theta
+    sine = _horner(_SIN_TERMS, z)
+    sine *= z
+    sine *= theta
+    sine += theta
+    cosine = _horner(_COS_TERMS, z)
+    cosine *= z
+    cosine += 1.0
+    odd = (quadrant & np.uint64(1)).astype(bool)
+    first, second = np.where(odd, -sine, cosine), np.where(odd, cosine, sine)
+    sign = np.where(quadrant >= np.uint64(2), -radius, radius)
+    return sign * first, sign * second
+
+
+def normals(seed: int, draw: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """float32[shape] of N(0, 1): element i depends on (seed, draw, i) only, so a larger batch begins with the smaller one.
+
+    seed: 0 .. 2^64 - 1; draw: 0 .. 2^32 - 1. Bit-identical across runtimes; |value| <= 6.77.
+    """
+    count = math.prod(shape)
+    blocks = np.arange((count + 3) // 4, dtype=np.uint64)
+    constant = np.full(len(blocks), draw, np.uint64)
+    words = philox4x32((blocks & _LOW, blocks >> _SHIFT32, constant, np.zeros_like(constant)), (seed & 0xFFFFFFFF, seed >> 32))
+    pairs = np.empty((len(blocks), 2, 2), np.float64)
+    pairs[:, :, 0], pairs[:, :, 1] = _pair(np.stack((words[0], words[2]), axis=1), np.stack((words[1], words[3]), axis=1))
+    return pairs.reshape(-1)[:count].astype(np.float32).reshape(shape)

@@ -1,0 +1,174 @@
+"""The verifier: the numbered rules of runtimes/FORMAT.md, section 4.3. A program that passes cannot read an undefined register,
+multiply by NaN, draw the same noise twice or count its evaluations wrongly.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from edgegen.errors import ProgramError
+from edgegen.program.instructions import Clamp, Eval, Instruction, Lincomb, Noise, Program, Reg, Threshold
+
+__all__ = ["LIMITS", "reads", "verify", "writes"]
+
+LIMITS = {"instructions": 65_536, "registers": 4_096, "terms": 16, "branches": 16, "inputs": 64}
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
+_KINDS = ("noise", "condition")
+
+
+def reads(instruction: Instruction) -> list[str]:
+    """The registers that an instruction reads, in order."""
+    match instruction:
+        case Eval():
+            return [o.name for operands in instruction.inputs.values() for o in operands if isinstance(o, Reg)]
+        case Lincomb():
+            return [name for _, name in instruction.terms]
+        case Noise():
+            return [instruction.like]
+        case Clamp() | Threshold():
+            return [instruction.x]
+
+
+def writes(instruction: Instruction) -> list[str]:
+    """The registers that an instruction writes."""
+    if isinstance(instruction, Eval):
+        return [name for names in instruction.outputs.values() for name in names]
+    return [instruction.out]
+
+
+def _numbers(instruction: Instruction) -> Iterable[float]:
+    match instruction:
+        case Eval():
+            return [o.scale if isinstance(o, Reg) else o.value for operands in instruction.inputs.values() for o in operands]
+        case Lincomb():
+            return [*(c for c, _ in instruction.terms), instruction.bias]
+        case Noise():
+            return []
+        case Clamp():
+            return [instruction.low, instruction.high]
+        case Threshold():
+            return [instruction.quantile, instruction.floor, instruction.ceiling]
+
+
+class _Verifier:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
+    def fail(self, rule: str, message: str) -> ProgramError:
+        return ProgramError(f"program {self.program.name!r}, rule {rule}: {message}")
+
+    def name(self, name: object, what: str) -> None:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise self.fail("P1", f"{what} {name!r} is not a name ([A-Za-z_][A-Za-z0-9_.-]*, at most 64 characters)")
+
+    def run(self) -> None:
+        self.limits()
+        defined = self.inputs()
+        counted: Counter[str] = Counter()
+        draws: set[int] = set()
+        signatures: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
+        for i, instruction in enumerate(self.program.instructions):
+            where = f"instruction {i} ({type(instruction).__name__.upper()})"
+            for name in reads(instruction):
+                if name not in defined:
+                    raise self.fail("P2", f"{where} reads register {name!r} before anything writes it")
+            bad = [v for v in _numbers(instruction) if not math.isfinite(v)]
+            if bad:
+                raise self.fail("P3", f"{where} has the number {bad[0]}; all must be finite (sigma = 0 with an order above 1 does this)")
+            match instruction:
+                case Eval():
+                    self.evaluation(instruction, where, signatures)
+                    counted[instruction.component] += instruction.branches
+                case Lincomb():
+                    if not 1 <= len(instruction.terms) <= LIMITS["terms"]:
+                        raise self.fail("P6", f"{where} has {len(instruction.terms)} terms, expected 1 to {LIMITS['terms']}")
+                case Noise():
+                    self.draw(instruction.draw, where, draws)
+                case Clamp():
+                    if instruction.low > instruction.high:
+                        raise self.fail("P8", f"{where}: low {instruction.low} is above high {instruction.high}")
+                case Threshold():
+                    if not (0 <= instruction.quantile <= 1 and 0 < instruction.floor <= instruction.ceiling):
+                        raise self.fail("P9", f"{where}: expected 0 <= quantile <= 1 and 0 < floor <= ceiling")
+            for name in writes(instruction):
+                self.name(name, "register")
+                defined.add(name)
+        if len(defined) > LIMITS["registers"]:
+            raise self.fail("P0", f"{len(defined)} registers, at most {LIMITS['registers']} are allowed")
+        self.ends(defined, counted)
+
+    def limits(self) -> None:
+        program = self.program
+        if not 1 <= len(program.instructions) <= LIMITS["instructions"]:
+            raise self.fail("P0", f"{len(program.instructions)} instructions, expected 1 to {LIMITS['instructions']}")
+        if len(program.inputs) > LIMITS["inputs"]:
+            raise self.fail("P0", f"{len(program.inputs)} inputs, at most {LIMITS['inputs']} are allowed")
+        if not 1 <= len(program.outputs) <= LIMITS["inputs"]:
+            raise self.fail("P0", f"{len(program.outputs)} outputs, expected 1 to {LIMITS['inputs']}")
+
+    def inputs(self) -> set[str]:
+        defined: set[str] = set()
+        for declared in self.program.inputs:
+            self.name(declared.name, "input")
+            if declared.name in defined:
+                raise self.fail("P1", f"input {declared.name!r} is declared twice")
+            if declared.kind not in _KINDS:
+                raise self.fail("P1", f"input {declared.name!r} has kind {declared.kind!r}, expected one of {', '.join(_KINDS)}")
+            if not math.isfinite(declared.scale):
+                raise self.fail("P3", f"input {declared.name!r} has scale {declared.scale}")
+            defined.add(declared.name)
+        return defined
+
+    def evaluation(self, instruction: Eval, where: str, signatures: dict[str, tuple[frozenset[str], frozenset[str]]]) -> None:
+        self.name(instruction.component, "component")
+        if not instruction.inputs or not instruction.outputs:
+            raise self.fail("P4", f"{where} needs at least one input and one output")
+        for name in (*instruction.inputs, *instruction.outputs):
+            self.name(name, "component tensor")
+        branches = instruction.branches
+        if not 1 <= branches <= LIMITS["branches"]:
+            raise self.fail("P4", f"{where} has {branches} branches, expected 1 to {LIMITS['branches']}")
+        for side in (instruction.inputs, instruction.outputs):
+            for name, operands in side.items():
+                if len(operands) != branches:
+                    raise self.fail("P4", f"{where}: {name!r} has {len(operands)} operands for {branches} branches")
+        if not any(isinstance(o, Reg) for operands in instruction.inputs.values() for o in operands):
+            raise self.fail("P4", f"{where} reads no register, so its batch size is unknown")
+        written = writes(instruction)
+        if len(set(written)) != len(written):
+            raise self.fail("P4", f"{where} writes one register twice")
+        signature = (frozenset(instruction.inputs), frozenset(instruction.outputs))
+        if signatures.setdefault(instruction.component, signature) != signature:
+            raise self.fail("P5", f"{where}: component {instruction.component!r} was used with other inputs or outputs before")
+
+    def draw(self, draw: int, where: str, draws: set[int]) -> None:
+        if isinstance(draw, bool) or not isinstance(draw, int) or not 1 <= draw < 2**32:
+            raise self.fail("P7", f"{where}: draw {draw!r} is not in 1 .. 2^32 - 1 (0 is the initial noise)")
+        if draw in draws:
+            raise self.fail("P7", f"{where}: draw {draw} was drawn before; every draw has its own number")
+        draws.add(draw)
+
+    def ends(self, defined: set[str], counted: Counter[str]) -> None:
+        program = self.program
+        for name, register in program.outputs.items():
+            self.name(name, "output")
+            if register not in defined:
+                raise self.fail("P2", f"output {name!r} reads register {register!r}, which nothing writes")
+        if dict(program.nfe) != dict(counted):
+            raise self.fail("P10", f"declared NFE {dict(program.nfe)}, but the instructions evaluate {dict(counted)}")
+        last = 0
+        for i, step in enumerate(program.steps):
+            if not last < step.after <= len(program.instructions):
+                raise self.fail("P11", f"step {i} ends after instruction {step.after}; steps must advance and stay inside the program")
+            if step.state not in defined or not math.isfinite(step.time):
+                raise self.fail("P11", f"step {i} names register {step.state!r} at time {step.time}")
+            last = step.after
+
+
+def verify(program: Program) -> Program:
+    """`program` itself, or ProgramError naming the first broken rule (P0 .. P11)."""
+    _Verifier(program).run()
+    return program

@@ -1,0 +1,247 @@
+"""recipe.toml -> a typed, validated Recipe. Unknown keys are errors that name the nearest known ones."""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from edgegen.errors import EdgegenError, RecipeError, nearest
+
+__all__ = ["Recipe", "apply_settings", "load_recipe", "recipe_to_json"]
+
+Positive = Annotated[int, Meta(ge=1)]
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9_][a-z0-9_.-]{0,31}$")]
+
+
+class _Section(Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class Names(_Section):
+    """Names of the network's tensors; `time` says what its time input receives (edgegen.solvers.TIMES)."""
+
+    x: str = "x"
+    t: str = "t"
+    output: str = "prediction"
+    time: str = "process"
+    time_dtype: str = "float32"
+
+
+class Model(_Section):
+    """The network. source: "file.py:function" returning a torch.nn.Module, or "file.onnx"; paths are relative to the recipe."""
+
+    source: str
+    prediction: str
+    sample_shape: tuple[Positive, ...]
+    component: Name = "denoiser"
+    weights: str | None = None
+    names: Names = field(default_factory=Names)
+    options: dict[str, Any] = field(default_factory=dict)
+    licence: str = ""
+
+
+class Condition(_Section):
+    """An input that the caller gives for each sample."""
+
+    dtype: str = "float32"
+    shape: tuple[Positive, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    default: float | None = None
+    null: float | None = None
+    summary: str = ""
+
+
+class Sampling(_Section):
+    """One or more programs: a solver at several step counts. The first program of the recipe is the bundle's default."""
+
+    solver: str
+    steps: Annotated[tuple[Positive, ...], Meta(min_length=1)]
+    grid: str | tuple[float, ...] | None = None
+    t_start: float | None = None
+    t_end: float | None = None
+    guidance: float | None = None
+    batched_guidance: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Calibration(_Section):
+    """How calibration inputs are drawn. set: a file of calib/ without .py, or a path to one of your own."""
+
+    set: str = "deployed"
+    samples: Positive = 32
+    batch: Positive = 8
+    seed: Annotated[int, Meta(ge=0)] = 1
+
+
+class Quantization(_Section):
+    """Which variants to try beside float32. operators: what becomes int8; keep: patterns of node names that stay float."""
+
+    precisions: tuple[str, ...] = ("int8",)
+    operators: tuple[str, ...] = ("Conv",)
+    keep: tuple[str, ...] = ()
+
+
+class Gate(_Section):
+    """What a quantized variant must reach to ship: fidelity of final samples at equal seeds, and speed on this machine."""
+
+    psnr_db: float = 20.0
+    samples: Positive = 20
+    seed: Annotated[int, Meta(ge=0)] = 2
+    speedup: float = 1.0
+
+
+class Target(_Section):
+    """Where it runs. threads: of the engine, 0 for all cores."""
+
+    engine: str = "onnxruntime"
+    threads: Annotated[int, Meta(ge=0)] = 0
+
+
+class Sample(_Section):
+    """What a sample is, for drawing it."""
+
+    kind: str = "array"
+    low: float = -1.0
+    high: float = 1.0
+
+
+class Recipe(_Section):
+    """Everything that `edgegen build` needs to know. docs/recipe.md describes each key."""
+
+    schema: int
+    name: Name
+    model: Model
+    process: dict[str, Any]
+    programs: Annotated[tuple[Sampling, ...], Meta(min_length=1)]
+    summary: str = ""
+    conditions: dict[str, Condition] = field(default_factory=dict)
+    sample: Sample = field(default_factory=Sample)
+    calibration: Calibration = field(default_factory=Calibration)
+    quantization: Quantization = field(default_factory=Quantization)
+    gate: Gate = field(default_factory=Gate)
+    target: Target = field(default_factory=Target)
+
+
+def _fields_at(path: str) -> list[str]:
+    """The known keys of the section that a msgspec error path such as $.model.names points to."""
+    kind: Any = Recipe
+    for part in re.findall(r"\.([a-z_]+)", path):
+        fields = {f.name: f.type for f in msgspec.structs.fields(kind)} if isinstance(kind, type) and issubclass(kind, Struct) else {}
+        candidates = [part_type for part_type in _structs_in(fields.get(part)) or [None]]
+        kind = candidates[0]
+    return [f.name for f in msgspec.structs.fields(kind)] if kind is not None else []
+
+
+def _structs_in(kind: Any) -> list[Any]:
+    """Struct types inside an annotation, such as Sampling in tuple[Sampling, ...]."""
+    if isinstance(kind, type) and issubclass(kind, Struct):
+        return [kind]
+    return [s for argument in getattr(kind, "__args__", ()) for s in _structs_in(argument)]
+
+
+def _explain(error: msgspec.ValidationError, path: Path) -> RecipeError:
+    message = str(error)
+    unknown = re.search(r"unknown field `([^`]*)`(?: - at `([^`]*)`)?", message)
+    if unknown:
+        key, where = unknown[1], unknown[2] or "$"
+        section = where.lstrip("$.") or "the top level"
+        return RecipeError(f"{path}: unknown key {key!r} in {section}: {nearest(key, _fields_at(where))}")
+    return RecipeError(f"{path}: {message.replace('`$.', '`')}")
+
+
+def apply_settings(data: dict[str, Any], settings: Sequence[str]) -> None:
+    """Apply "a.b=c" settings to the parsed recipe in place; c is read as a TOML value, else as a string. programs.0.steps=[4] indexes lists."""
+    for setting in settings:
+        path, separator, text = setting.partition("=")
+        keys = path.strip().split(".")
+        if not separator or not all(keys):
+            raise RecipeError(f"--set {setting!r}: expected key=value or section.key=value")
+        try:
+            value = tomllib.loads(f"v = {text}")["v"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        target: Any = data
+        for i, key in enumerate(keys):
+            place: Any = key
+            if isinstance(target, list):
+                if not key.isdigit() or int(key) >= len(target):
+                    raise RecipeError(f"--set {setting!r}: {'.'.join(keys[:i])} has entries 0 to {len(target) - 1}, found {key!r}")
+                place = int(key)
+            elif not isinstance(target, dict):
+                raise RecipeError(f"--set {setting!r}: {'.'.join(keys[:i])} is a value, not a section")
+            if i == len(keys) - 1:
+                target[place] = value
+            else:
+                target = target[place] if isinstance(target, list) else target.setdefault(place, {})
+
+
+def load_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
+    """Read, override and validate a recipe. Raises RecipeError that names the file, the key and what was expected."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as e:
+        raise RecipeError(f"no recipe at {path}; write one (docs/recipe.md) or give the path of an existing one") from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise RecipeError(f"{path}: cannot be read as UTF-8 text: {e}") from e
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise RecipeError(f"{path}: not valid TOML: {e}") from e
+    apply_settings(data, settings)
+    try:
+        recipe = msgspec.convert(data, Recipe)
+    except msgspec.ValidationError as e:
+        raise _explain(e, path) from e
+    _check(recipe, path)
+    return recipe
+
+
+def _check(recipe: Recipe, path: Path) -> None:
+    """What types alone cannot say."""
+    from edgegen.spec import ConditionSpec, SampleSpec
+
+    if recipe.schema != 1:
+        raise RecipeError(f"{path}: schema {recipe.schema}, this edgegen reads schema 1")
+    try:
+        SampleSpec(recipe.model.sample_shape, recipe.sample.kind, recipe.sample.low, recipe.sample.high)
+        for name, c in recipe.conditions.items():
+            ConditionSpec(name, c.dtype, c.shape, c.minimum, c.maximum, c.default, c.null)
+    except EdgegenError as e:
+        raise RecipeError(f"{path}: {e}") from e
+    numbers = {"gate.psnr_db": recipe.gate.psnr_db, "gate.speedup": recipe.gate.speedup}
+    for key, value in numbers.items():
+        if not math.isfinite(value):
+            raise RecipeError(f"{path}: {key} is {value}, expected a finite number")
+    if not isinstance(recipe.process.get("name"), str):
+        raise RecipeError(f"{path}: [process] needs a name, such as name = \"vp_linear\"")
+    for i, sampling in enumerate(recipe.programs):
+        if sampling.guidance not in (None, 1.0) and not any(c.null is not None for c in recipe.conditions.values()):
+            raise RecipeError(f"{path}: programs[{i}] uses guidance, so one condition needs `null`, its unconditional value")
+        if isinstance(sampling.grid, tuple) and len(sampling.steps) != 1:
+            raise RecipeError(f"{path}: programs[{i}]: a grid of times fits one step count, found {list(sampling.steps)}")
+    unknown = set(recipe.quantization.precisions) - {"int8"}
+    if unknown:
+        raise RecipeError(f"{path}: quantization.precisions: {nearest(sorted(unknown)[0], ['int8'])} (float32 is always built)")
+
+
+def recipe_to_json(recipe: Recipe) -> Any:
+    """The resolved recipe as canonical JSON values: floats as hex strings, absent values left out."""
+    return _plain(msgspec.to_builtins(recipe))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items() if v is not None}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, bool):
+        return int(value)
+    return value.hex() if isinstance(value, float) else value

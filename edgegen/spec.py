@@ -1,0 +1,149 @@
+"""Facts about tensors, conditions and samples that travel between stages and into the bundle's manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgegen.canonical import from_hex, to_hex
+from edgegen.errors import BundleError, Status
+
+__all__ = ["DTYPES", "ConditionSpec", "SampleSpec", "Signature", "TensorSpec"]
+
+DTYPES = ("float32", "float64", "float16", "int64", "int32", "int8", "uint8", "bool")
+BATCH = "batch"
+
+
+def _bad(message: str) -> BundleError:
+    return BundleError(message, Status.BAD_MANIFEST)
+
+
+def _keys(value: Any, where: str, required: Mapping[str, type], optional: Mapping[str, type] | None = None) -> dict[str, Any]:
+    """`value` as a dict with exactly these keys, each of its type."""
+    optional = optional or {}
+    if not isinstance(value, dict) or not set(required) <= set(value) <= set(required) | set(optional):
+        found = sorted(value) if isinstance(value, dict) else type(value).__name__
+        raise _bad(f"{where}: expected the keys {sorted(required)} and perhaps {sorted(optional)}, found {found}")
+    for key, item in value.items():
+        if not isinstance(item, {**required, **optional}[key]):
+            raise _bad(f"{where}: {key!r} holds a {type(item).__name__}")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A named tensor. shape: sizes >= 1, or "batch" for the number of samples."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise _bad(f"tensor {self.name!r}: dtype {self.dtype!r}, expected one of {', '.join(DTYPES)}")
+        if len(self.shape) > 6:
+            raise _bad(f"tensor {self.name!r}: rank {len(self.shape)}, at most 6 is allowed")
+        for size in self.shape:
+            if size != BATCH and not (isinstance(size, int) and 1 <= size < 2**31):
+                raise _bad(f"tensor {self.name!r}: size {size!r}, expected 1 .. 2^31 - 1 or {BATCH!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> TensorSpec:
+        """The checked inverse of `to_json`."""
+        value = _keys(value, where, {"name": str, "dtype": str, "shape": list})
+        return cls(value["name"], value["dtype"], tuple(value["shape"]))
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a component takes and gives."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {"inputs": [t.to_json() for t in self.inputs], "outputs": [t.to_json() for t in self.outputs]}
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> Signature:
+        """The checked inverse of `to_json`."""
+        value = _keys(value, where, {"inputs": list, "outputs": list})
+        inputs, outputs = (tuple(TensorSpec.from_json(t, f"{where}.{side}") for t in value[side]) for side in ("inputs", "outputs"))
+        for side in (inputs, outputs):
+            if not side or len({t.name for t in side}) != len(side):
+                raise _bad(f"{where}: a component needs at least one input and output, each name once")
+        return cls(inputs, outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionSpec:
+    """A tensor that the caller gives, one per sample: its range (inclusive) and its default, where it has them.
+
+    shape: without the batch. null: what the unconditional branch of guidance feeds instead.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    default: float | None = None
+    null: float | None = None
+    summary: str = ""
+
+    def __post_init__(self) -> None:
+        TensorSpec(self.name, self.dtype, self.shape)
+        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
+            raise _bad(f"condition {self.name!r}: minimum {self.minimum} is above maximum {self.maximum}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; numbers that are absent have no key."""
+        numbers = {k: getattr(self, k) for k in ("minimum", "maximum", "default", "null")}
+        head = {"name": self.name, "dtype": self.dtype, "shape": list(self.shape), "summary": self.summary}
+        return head | {k: to_hex(v) for k, v in numbers.items() if v is not None}
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> ConditionSpec:
+        """The checked inverse of `to_json`."""
+        numbers = ("minimum", "maximum", "default", "null")
+        value = _keys(value, where, {"name": str, "dtype": str, "shape": list, "summary": str}, dict.fromkeys(numbers, str))
+        minimum, maximum, default, null = (from_hex(value[k]) if k in value else None for k in numbers)
+        return cls(value["name"], value["dtype"], tuple(value["shape"]), minimum, maximum, default, null, value["summary"])
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSpec:
+    """What one sample is. kind: "image" ([C, H, W], C = 1 or 3, values low .. high) or "array"."""
+
+    shape: tuple[int, ...]
+    kind: str = "array"
+    low: float = -1.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        TensorSpec("sample", "float32", self.shape)
+        if self.kind not in ("image", "array"):
+            raise _bad(f"sample kind {self.kind!r}, expected 'image' or 'array'")
+        if self.kind == "image" and (len(self.shape) != 3 or self.shape[0] not in (1, 3)):
+            raise _bad(f"an image sample has shape [1 or 3, height, width], found {list(self.shape)}")
+        if not self.low < self.high:
+            raise _bad(f"sample range: low {self.low} is not below high {self.high}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {"shape": list(self.shape), "kind": self.kind, "low": to_hex(self.low), "high": to_hex(self.high)}
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> SampleSpec:
+        """The checked inverse of `to_json`."""
+        value = _keys(value, where, {"shape": list, "kind": str, "low": str, "high": str})
+        return cls(tuple(value["shape"]), value["kind"], from_hex(value["low"]), from_hex(value["high"]))

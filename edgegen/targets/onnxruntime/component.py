@@ -1,0 +1,107 @@
+"""One ONNX component open in ONNX Runtime: called by the interpreter with named arrays, safe to call from several threads."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgegen.errors import RuntimeFault, Status
+from edgegen.spec import BATCH, Signature, TensorSpec
+
+__all__ = ["OrtComponent", "onnxruntime_version"]
+
+_construct = threading.Lock()
+"""ONNX Runtime's registries race when two sessions are made at once (onnxruntime#27089)."""
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as e:
+        raise RuntimeFault(
+            "ONNX Runtime is not installed; install it with: pip install 'edgegen[cpu]'  (or 'edgegen[gpu]')", Status.BACKEND_MISSING
+        ) from e
+    return onnxruntime
+
+
+def onnxruntime_version() -> str:
+    """The version of ONNX Runtime. Raises RuntimeFault (BACKEND_MISSING) where it is not installed."""
+    return str(_onnxruntime().__version__)
+
+
+class OrtComponent:
+    """A network in ONNX Runtime's CPU provider; a context manager. Calls may come from several threads at once.
+
+    model: the ONNX bytes, checked beforehand. threads: of the engine, 0 for one per core.
+    """
+
+    def __init__(self, name: str, model: bytes, signature: Signature, *, threads: int = 0) -> None:
+        onnxruntime = _onnxruntime()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            with _construct:
+                self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as e:  # ONNX Runtime's exceptions have no common public base
+            raise RuntimeFault(f"component {name!r}: ONNX Runtime {onnxruntime.__version__} cannot open it: {e}", Status.BACKEND_FAILED) from e
+        self.name = name
+        self.signature = signature
+        self._outputs = [o.name for o in self._session.get_outputs()]
+        self._specs = [(t.name, np.dtype(t.dtype), t.shape, t) for t in signature.inputs]
+
+    def feeds(self, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """`arrays` as the engine takes them: 0-d values filled to their declared shape, dtypes as declared, shapes checked."""
+        batch = next((len(a) for a in arrays.values() if a.ndim), 1)
+        return {name: self._feed(arrays, name, dtype, shape, spec, batch) for name, dtype, shape, spec in self._specs}
+
+    def _feed(
+        self, arrays: dict[str, npt.NDArray[Any]], name: str, dtype: np.dtype[Any], shape: tuple[int | str, ...], spec: TensorSpec, batch: int
+    ) -> npt.NDArray[Any]:
+        if name not in arrays:
+            raise RuntimeFault(f"component {self.name!r} needs input {spec}", Status.UNKNOWN_NAME)
+        array = arrays[name]
+        if array.dtype != dtype:
+            array = self._cast(array, dtype, spec)
+        if array.ndim == 0 and shape:
+            return np.full([batch if size == BATCH else size for size in shape], array)
+        if array.ndim != len(shape) or any(size not in (BATCH, found) for size, found in zip(shape, array.shape, strict=True)):
+            raise RuntimeFault(f"component {self.name!r}: input {name!r} has shape {list(array.shape)}, expected {spec}", Status.BAD_SHAPE)
+        return array
+
+    def _cast(self, array: npt.NDArray[Any], dtype: np.dtype[Any], spec: TensorSpec) -> npt.NDArray[Any]:
+        """To the declared dtype; a fraction offered as an integer (a time between two indices) is an error, not a truncation."""
+        cast = array.astype(dtype)
+        if dtype.kind in "iu" and array.dtype.kind == "f" and not np.array_equal(cast, array):
+            raise RuntimeFault(
+                f"component {self.name!r}: input {spec} takes whole numbers, found {array.flat[0]:g}; "
+                f"use a grid of whole times (leading, linspace or trailing)",
+                Status.BAD_DTYPE,
+            )
+        return cast
+
+    def run(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """The named outputs for feeds that `feeds` prepared."""
+        try:
+            values = self._session.run(self._outputs, feeds)
+        except Exception as e:  # ONNX Runtime's exceptions have no common public base
+            raise RuntimeFault(f"component {self.name!r} failed in ONNX Runtime: {e}", Status.BACKEND_FAILED) from e
+        return dict(zip(self._outputs, values, strict=True))
+
+    def __call__(self, **arrays: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+        return self.run(self.feeds(arrays))
+
+    def close(self) -> None:
+        """Release the engine's session."""
+        self._session = None
+
+    def __enter__(self) -> OrtComponent:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,193 @@
+"""Content-addressed stage directories: what a stage made is found again by the hash of everything it was made from.
+
+A stage writes into a temporary directory that is renamed into place once complete, so a directory with a stamp is whole.
+A killed build leaves only a temporary directory; the next one removes it and goes on after the last stamp.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from edgegen.errors import BuildError, EdgegenError, Status
+
+try:
+    import fcntl
+except ImportError:  # Windows: no advisory locks; stale directories are left for `edgegen doctor`
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["Workspace", "digest_file", "stage_digest", "write_atomically", "write_error"]
+
+_log = logging.getLogger(__name__)
+_STAMP = "stage.json"
+_TEMPORARY = "tmp-"
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def write_error(path: Path, error: OSError) -> EdgegenError:
+    """The error for a failed write: what could not be written, why, and what to do."""
+    import errno
+
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return BuildError(f"no space left to write {path}: {error.strerror}; free some, or choose another place", Status.NO_SPACE)
+    return BuildError(f"cannot write {path}: {error.strerror or error}; choose a folder that you may write to", Status.CANNOT_WRITE)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or directory to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Write a file through a locked temporary sibling and a rename: `path` holds the old bytes or all of the new ones.
+
+    Raises BuildError: the folder is absent or read-only, the disk is full, or another process is writing the same file.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        descriptor = os.open(temporary, flags, 0o644)
+    except OSError as e:
+        raise write_error(path, e) from e
+    with os.fdopen(descriptor, "r+b") as f:
+        if not _try_lock(f) or not _is_file(f, temporary):
+            raise BuildError(f"another process is writing {path}; wait for it, or give another output", Status.CANNOT_WRITE)
+        try:
+            f.truncate()
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+            os.replace(temporary, path)
+            _sync(path.parent)
+        except OSError as e:
+            temporary.unlink(missing_ok=True)
+            raise write_error(path, e) from e
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _is_file(f: IO[bytes], path: Path) -> bool:
+    """Whether `path` still names the open file: another writer may have renamed it into place before we held the lock."""
+    try:
+        return os.path.samestat(os.fstat(f.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _try_lock(f: IO[bytes]) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(f.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+class Workspace:
+    """A folder of stage directories, `root/<stage>-<key>`. Several builds may share it, at the same time too."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise write_error(root, e) from e
+        self._remove_stale()
+
+    def _remove_stale(self) -> None:
+        """Remove what killed builds left: temporary directories whose lock nobody holds."""
+        for directory in self.root.glob(f"{_TEMPORARY}*"):
+            lock = directory / ".lock"
+            try:
+                with lock.open("a+b") as f:
+                    if fcntl is not None and _try_lock(f):
+                        shutil.rmtree(directory, ignore_errors=True)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    directory.rmdir()  # killed between mkdir and the lock: empty
+
+    def stage(self, name: str, key: Mapping[str, Any], produce: Callable[[Path], None]) -> Path:
+        """The directory that `produce` made from `key` (JSON values), now or in an earlier build.
+
+        `produce` receives an empty directory to fill. If it raises, nothing stays behind.
+        """
+        text = json.dumps({"stage": name, **key}, sort_keys=True, separators=(",", ":"))
+        final = self.root / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+        if self._is_whole(final):
+            _log.info("%s: found %s", name, final.name)
+            return final
+        try:
+            with self._temporary(name) as directory:
+                produce(directory)
+                self._commit(directory, final, text)
+        except OSError as e:
+            raise write_error(self.root, e) from e
+        return final
+
+    @contextlib.contextmanager
+    def _temporary(self, name: str) -> Iterator[Path]:
+        directory = self.root / f"{_TEMPORARY}{name}-{os.getpid()}-{os.urandom(4).hex()}"
+        directory.mkdir()
+        try:
+            with (directory / ".lock").open("wb") as lock:
+                _try_lock(lock)
+                yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def _commit(self, directory: Path, final: Path, key: str) -> None:
+        files = sorted(p for p in directory.iterdir() if p.name != ".lock")
+        for path in files:
+            _sync(path)
+        stamp = {"key": key, "files": {p.name: [p.stat().st_size, digest_file(p)] for p in files}}
+        (directory / _STAMP).write_text(json.dumps(stamp, sort_keys=True))
+        _sync(directory / _STAMP)
+        (directory / ".lock").unlink()
+        if final.exists():
+            shutil.rmtree(final)  # it was there and not whole
+        try:
+            os.rename(directory, final)
+        except OSError:
+            if not self._is_whole(final):  # else another build finished the same stage first
+                raise
+        _sync(self.root)
+
+    def _is_whole(self, directory: Path) -> bool:
+        """Whether a stage directory has a stamp and the very bytes that it lists."""
+        try:
+            files = json.loads((directory / _STAMP).read_text())["files"]
+            for name, (size, digest) in files.items():
+                path = directory / name
+                if path.stat().st_size != size or digest_file(path) != digest:
+                    _log.warning("%s: %s was changed after it was made; making it again", directory.name, name)
+                    return False
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            _log.warning("%s: unreadable (%s); making it again", directory.name, e)
+            return False
+        return True
+
+
+def stage_digest(directory: Path) -> str:
+    """The digest of a stage's files: what a later stage's key holds for it."""
+    files = json.loads((directory / _STAMP).read_text())["files"]
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
