@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from edgegen.canonical import from_hex, to_hex
 from edgegen.errors import BundleError, Status
 
-__all__ = ["DTYPES", "ConditionSpec", "SampleSpec", "Signature", "TensorSpec"]
+__all__ = ["DTYPES", "ConditionSpec", "SampleSpec", "Signature", "TensorSpec", "default_conditions", "keys"]
 
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "int8", "uint8", "bool")
 BATCH = "batch"
@@ -19,7 +22,7 @@ def _bad(message: str) -> BundleError:
     return BundleError(message, Status.BAD_MANIFEST)
 
 
-def _keys(value: Any, where: str, required: Mapping[str, type], optional: Mapping[str, type] | None = None) -> dict[str, Any]:
+def keys(value: Any, where: str, required: Mapping[str, type], optional: Mapping[str, type] | None = None) -> dict[str, Any]:
     """`value` as a dict with exactly these keys, each of its type."""
     optional = optional or {}
     if not isinstance(value, dict) or not set(required) <= set(value) <= set(required) | set(optional):
@@ -55,7 +58,7 @@ class TensorSpec:
     @classmethod
     def from_json(cls, value: Any, where: str) -> TensorSpec:
         """The checked inverse of `to_json`."""
-        value = _keys(value, where, {"name": str, "dtype": str, "shape": list})
+        value = keys(value, where, {"name": str, "dtype": str, "shape": list})
         return cls(value["name"], value["dtype"], tuple(value["shape"]))
 
     def __str__(self) -> str:
@@ -76,7 +79,7 @@ class Signature:
     @classmethod
     def from_json(cls, value: Any, where: str) -> Signature:
         """The checked inverse of `to_json`."""
-        value = _keys(value, where, {"inputs": list, "outputs": list})
+        value = keys(value, where, {"inputs": list, "outputs": list})
         inputs, outputs = (tuple(TensorSpec.from_json(t, f"{where}.{side}") for t in value[side]) for side in ("inputs", "outputs"))
         for side in (inputs, outputs):
             if not side or len({t.name for t in side}) != len(side):
@@ -115,7 +118,7 @@ class ConditionSpec:
     def from_json(cls, value: Any, where: str) -> ConditionSpec:
         """The checked inverse of `to_json`."""
         numbers = ("minimum", "maximum", "default", "null")
-        value = _keys(value, where, {"name": str, "dtype": str, "shape": list, "summary": str}, dict.fromkeys(numbers, str))
+        value = keys(value, where, {"name": str, "dtype": str, "shape": list, "summary": str}, dict.fromkeys(numbers, str))
         minimum, maximum, default, null = (from_hex(value[k]) if k in value else None for k in numbers)
         return cls(value["name"], value["dtype"], tuple(value["shape"]), minimum, maximum, default, null, value["summary"])
 
@@ -145,5 +148,11 @@ class SampleSpec:
     @classmethod
     def from_json(cls, value: Any, where: str) -> SampleSpec:
         """The checked inverse of `to_json`."""
-        value = _keys(value, where, {"shape": list, "kind": str, "low": str, "high": str})
+        value = keys(value, where, {"shape": list, "kind": str, "low": str, "high": str})
         return cls(tuple(value["shape"]), value["kind"], from_hex(value["low"]), from_hex(value["high"]))
+
+
+def default_conditions(specs: Iterable[ConditionSpec]) -> dict[str, npt.NDArray[Any]]:
+    """The conditions that golden vectors and timings use, dtype[1, *shape]: the default, else the minimum, else 0."""
+    value = {c.name: next((v for v in (c.default, c.minimum) if v is not None), 0.0) for c in specs}
+    return {c.name: np.full((1, *c.shape), value[c.name]).astype(c.dtype) for c in specs}

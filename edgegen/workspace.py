@@ -54,7 +54,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file through a locked temporary sibling and a rename: `path` holds the old bytes or all of the new ones.
 
     Raises BuildError: the folder is absent or read-only, the disk is full, or another process is writing the same file.

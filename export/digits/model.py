@@ -8,8 +8,10 @@ Built for integer hardware: almost all arithmetic sits in 3 x 3 convolutions of 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -83,3 +85,10 @@ class DigitsUNet(nn.Module):
         for block in self.decode:
             h = block(h, embedding)
         return functional.pixel_shuffle(self.conv_out(functional.silu(self.norm_out(h))), 2)
+
+
+def load(weights: Path) -> DigitsUNet:
+    """The trained network, from the safetensors file that train.py wrote."""
+    model = DigitsUNet()
+    model.load_state_dict({name: value.float() for name, value in load_file(weights).items()})
+    return model

@@ -1,0 +1,154 @@
+"""The manifest: what the bundle holds and how its parts belong together. Canonical JSON (runtimes/FORMAT.md, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgegen.bundle.layout import FORMAT
+from edgegen.canonical import from_hex, to_hex
+from edgegen.errors import BundleError, Status
+from edgegen.spec import ConditionSpec, SampleSpec, Signature, keys
+
+__all__ = ["Golden", "Manifest", "ProgramEntry", "Variant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """A known answer: `program` on seed 0, batch 1 and default conditions gives the float32 tensor in `member`, within RMSE `tolerance`."""
+
+    program: str
+    member: str
+    tolerance: float
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One compiled choice: for each component the member that holds it. engine: "onnxruntime"."""
+
+    name: str
+    engine: str
+    components: Mapping[str, str]
+    golden: tuple[Golden, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramEntry:
+    """A program's name, its step count, and the member that holds it."""
+
+    name: str
+    steps: int
+    member: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything but the bytes. variants and programs: the first of each is the default.
+
+    documents: what else is inside, such as recipe, report, measured -> member.
+    """
+
+    name: str
+    summary: str
+    licence: str
+    producer: str
+    trusted_pickle: bool
+    sample: SampleSpec
+    conditions: tuple[ConditionSpec, ...]
+    components: Mapping[str, Signature]
+    programs: tuple[ProgramEntry, ...]
+    variants: tuple[Variant, ...]
+    documents: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, without the member table that the writer adds."""
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "summary": self.summary,
+            "licence": self.licence,
+            "producer": self.producer,
+            "trusted_pickle": int(self.trusted_pickle),
+            "sample": self.sample.to_json(),
+            "conditions": [c.to_json() for c in self.conditions],
+            "components": {name: s.to_json() for name, s in self.components.items()},
+            "programs": [{"name": p.name, "steps": p.steps, "member": p.member} for p in self.programs],
+            "variants": [
+                {
+                    "name": v.name,
+                    "engine": v.engine,
+                    "components": dict(v.components),
+                    "golden": [{"program": g.program, "member": g.member, "tolerance": to_hex(g.tolerance)} for g in v.golden],
+                }
+                for v in self.variants
+            ],
+            "documents": dict(self.documents),
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> Manifest:
+        """The checked inverse of `to_json`. Raises BundleError (BAD_MANIFEST, BAD_VERSION or INCONSISTENT)."""
+        value = keys(
+            value, "manifest",
+            {"format": str, "name": str, "summary": str, "licence": str, "producer": str, "trusted_pickle": int, "sample": dict,
+             "conditions": list, "components": dict, "programs": list, "variants": list, "documents": dict},
+        )  # fmt: skip
+        if value["format"] != FORMAT:
+            raise BundleError(f"manifest: format {value['format']!r}, the header says {FORMAT}", Status.BAD_VERSION)
+        manifest = cls(
+            value["name"], value["summary"], value["licence"], value["producer"], bool(value["trusted_pickle"]),
+            SampleSpec.from_json(value["sample"], "sample"),
+            tuple(ConditionSpec.from_json(c, f"conditions[{i}]") for i, c in enumerate(value["conditions"])),
+            {name: Signature.from_json(s, f"components.{name}") for name, s in value["components"].items()},
+            tuple(_program(p, f"programs[{i}]") for i, p in enumerate(value["programs"])),
+            tuple(_variant(v, f"variants[{i}]") for i, v in enumerate(value["variants"])),
+            _strings(value["documents"], "documents"),
+        )  # fmt: skip
+        manifest._check(value["trusted_pickle"])
+        return manifest
+
+    def members(self) -> set[str]:
+        """The names of all members that the manifest refers to."""
+        named = {p.member for p in self.programs} | set(self.documents.values())
+        for v in self.variants:
+            named |= set(v.components.values()) | {g.member for g in v.golden}
+        return named
+
+    def _check(self, trusted_pickle: int) -> None:
+        """What must agree between the parts."""
+        programs = {p.name for p in self.programs}
+        faults = [
+            (not self.programs or len(programs) != len(self.programs), "programs: expected at least one, each name once"),
+            (not self.variants or len({v.name for v in self.variants}) != len(self.variants), "variants: expected at least one, each name once"),
+            (len({c.name for c in self.conditions}) != len(self.conditions), "conditions: a name appears twice"),
+            (any(not 1 <= p.steps <= 65_536 for p in self.programs), "programs: steps must be in 1 .. 65536"),
+            (trusted_pickle not in (0, 1), "trusted_pickle is neither 0 nor 1"),
+        ]
+        for v in self.variants:
+            faults.append((set(v.components) != set(self.components), f"variant {v.name!r} does not hold exactly the components"))
+            faults.append((any(g.program not in programs for g in v.golden), f"variant {v.name!r} has a golden vector of an unknown program"))
+            faults.append((any(g.tolerance < 0 for g in v.golden), f"variant {v.name!r} has a negative tolerance"))
+        for wrong, message in faults:
+            if wrong:
+                raise BundleError(f"manifest: {message}", Status.INCONSISTENT)
+
+
+def _strings(value: dict[str, Any], where: str) -> dict[str, str]:
+    if not all(isinstance(v, str) for v in value.values()):
+        raise BundleError(f"{where}: expected strings", Status.BAD_MANIFEST)
+    return dict(value)
+
+
+def _program(value: Any, where: str) -> ProgramEntry:
+    value = keys(value, where, {"name": str, "steps": int, "member": str})
+    return ProgramEntry(value["name"], value["steps"], value["member"])
+
+
+def _variant(value: Any, where: str) -> Variant:
+    value = keys(value, where, {"name": str, "engine": str, "components": dict, "golden": list})
+    golden = []
+    for i, g in enumerate(value["golden"]):
+        g = keys(g, f"{where}.golden[{i}]", {"program": str, "member": str, "tolerance": str})
+        golden.append(Golden(g["program"], g["member"], from_hex(g["tolerance"])))
+    return Variant(value["name"], value["engine"], _strings(value["components"], f"{where}.components"), tuple(golden))

@@ -1,0 +1,237 @@
+"""Session: an open bundle on this device.
+
+    session = edgegen.load("digits.edgegen")
+    sample = session.generate(seed=1, label=3)      # float32[1, 1, 28, 28]
+
+A session may be used from several threads at once; `report` is the calling thread's own.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgegen.bundle import Bundle, Variant, open_bundle
+from edgegen.errors import RuntimeFault, Status, nearest
+from edgegen.program import Executable, normals
+from edgegen.program.interpreter import OnStep
+from edgegen.program.noise import check_seed
+from edgegen.quality import Distance, distance
+from edgegen.spec import ConditionSpec, default_conditions
+from edgegen.targets.onnxruntime import OrtComponent, check_model, parse_model
+
+__all__ = ["Report", "Session", "load", "open_session"]
+
+Tensor = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Figures of one `generate`: evaluations and seconds per component, and seconds in all."""
+
+    program: str
+    variant: str
+    nfe: Mapping[str, int]
+    seconds: Mapping[str, float]
+    total_seconds: float
+
+    @property
+    def overhead(self) -> float:
+        """The share of the time that was spent outside the networks, 0 to 1."""
+        return 1.0 - sum(self.seconds.values()) / self.total_seconds
+
+
+class _Timed:
+    """A component that counts its evaluations and their time within one run."""
+
+    __slots__ = ("component", "seconds")
+
+    def __init__(self, component: OrtComponent) -> None:
+        self.component = component
+        self.seconds = 0.0
+
+    def __call__(self, **arrays: Tensor) -> dict[str, Tensor]:
+        feeds = self.component.feeds(arrays)
+        began = time.perf_counter()
+        outputs = self.component.run(feeds)
+        self.seconds += time.perf_counter() - began
+        return outputs
+
+
+class Session:
+    """A bundle whose components are open in an engine; a context manager. Made by `load`."""
+
+    def __init__(self, bundle: Bundle, variant: Variant, *, threads: int = 0) -> None:
+        self.bundle = bundle
+        self.variant = variant
+        self._programs = {name: Executable(program) for name, program in bundle.programs.items()}
+        self._thread = threading.local()
+        self._components: dict[str, OrtComponent] = {}
+        for name, member in variant.components.items():
+            data, signature = bundle.member(member), bundle.manifest.components[name]
+            check_model(parse_model(data, member), signature, f"{bundle.origin}: member {member!r}")
+            self._components[name] = OrtComponent(name, data, signature, threads=threads)
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """Names of the programs; the first is the default."""
+        return tuple(p.name for p in self.bundle.manifest.programs)
+
+    @property
+    def report(self) -> Report:
+        """Figures of the calling thread's last `generate`. Raises RuntimeFault if it made none."""
+        report = getattr(self._thread, "report", None)
+        if report is None:
+            raise RuntimeFault("no report yet: this thread has not called generate", Status.BAD_STATE)
+        return report  # type: ignore[no-any-return]
+
+    def generate(
+        self, seed: int = 0, steps: int | None = None, batch: int = 1, noise: npt.ArrayLike | None = None, on_step: OnStep | None = None,
+        *, program: str | None = None, **conditions: npt.ArrayLike,
+    ) -> Tensor:  # fmt: skip
+        """Samples, float32[batch, *sample shape].
+
+        Args:
+            seed: 0 .. 2^64 - 1. Equal seeds give equal noise in every runtime; sample k does not depend on `batch`.
+            steps: picks the program with so many steps; None takes the default program. `program` picks it by name instead.
+            batch: number of samples, >= 1.
+            noise: float[batch, *sample shape] standard normals to start from instead of the seed's; the seed still feeds later draws.
+            on_step: called as on_step(steps done, steps in all, sample so far); returning False cancels.
+            conditions: by name, one value for all samples or one per sample; those with a default may be left out.
+
+        Raises RuntimeFault: unknown or missing condition, a value out of range or of the wrong shape, steps that the bundle does not
+        have, NaN from a network; Cancelled. After an error the session is as before.
+        """
+        if not self._components:
+            raise RuntimeFault("this session is closed", Status.BAD_STATE)
+        name = self._pick(steps, program)
+        executable = self._programs[name]
+        if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or not 1 <= batch <= 65_536:
+            raise RuntimeFault(f"batch: expected a whole number in 1 .. 65536, found {batch!r}", Status.OUT_OF_RANGE)
+        inputs: dict[str, Tensor] = self._conditions(executable, conditions, int(batch))
+        began = time.perf_counter()
+        for declared in executable.program.inputs:
+            if declared.kind == "noise":
+                inputs[declared.name] = self._noise(seed, noise, int(batch)) * np.float32(declared.scale)
+        timed = {component: _Timed(opened) for component, opened in self._components.items()}
+        sample = executable.run(timed, inputs, seed=seed, on_step=on_step)["sample"]
+        total = time.perf_counter() - began
+        self._thread.report = Report(name, self.variant.name, dict(executable.program.nfe), {c: t.seconds for c, t in timed.items()}, total)
+        return sample
+
+    def _pick(self, steps: int | None, program: str | None) -> str:
+        entries = self.bundle.manifest.programs
+        if program is not None:
+            if program not in self._programs:
+                raise RuntimeFault(f"no program {program!r} in this bundle: {nearest(program, self._programs)}", Status.UNKNOWN_NAME)
+            return program
+        if steps is None:
+            return entries[0].name
+        for entry in entries:
+            if entry.steps == steps:
+                return entry.name
+        known = ", ".join(f"{e.steps} ({e.name})" for e in entries)
+        raise RuntimeFault(f"no program of {steps!r} steps in this bundle; it has {known}. Add it to the recipe and build again", Status.OUT_OF_RANGE)
+
+    def _noise(self, seed: int, noise: npt.ArrayLike | None, batch: int) -> Tensor:
+        shape = (batch, *self.bundle.manifest.sample.shape)
+        if noise is None:
+            return normals(check_seed(seed), 0, shape)
+        given = np.asarray(noise)
+        if given.dtype.kind != "f" or given.shape != shape:
+            raise RuntimeFault(f"noise: expected float32{list(shape)}, found {given.dtype.name}{list(given.shape)}", Status.BAD_SHAPE)
+        if not np.isfinite(given).all():
+            raise RuntimeFault("noise: holds NaN or infinity", Status.NONFINITE)
+        return given.astype(np.float32)
+
+    def _conditions(self, executable: Executable, given: Mapping[str, npt.ArrayLike], batch: int) -> dict[str, Tensor]:
+        needed = {i.name for i in executable.program.inputs if i.kind == "condition"}
+        specs = {c.name: c for c in self.bundle.manifest.conditions if c.name in needed}
+        for name in given:
+            if name not in specs:
+                raise RuntimeFault(f"no condition {name!r}: {nearest(name, specs)}", Status.UNKNOWN_NAME)
+        return {name: _condition(spec, given.get(name), batch) for name, spec in specs.items()}
+
+    def self_test(self) -> list[tuple[str, str, Distance, float]]:
+        """Run the golden vectors of this variant: (program, member, distance, tolerance on the RMSE) for each."""
+        results = []
+        sample = self.bundle.manifest.sample
+        for golden in self.variant.golden:
+            expected = np.frombuffer(self.bundle.member(golden.member), "<f4").reshape(1, *sample.shape)
+            found = self.generate(seed=0, program=golden.program, **default_conditions(self.bundle.manifest.conditions))
+            results.append((golden.program, golden.member, distance(expected, found, sample.high - sample.low), golden.tolerance))
+        return results
+
+    def close(self) -> None:
+        """Release the engine's sessions; generating afterwards is an error."""
+        for component in self._components.values():
+            component.close()
+        self._components = {}
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _condition(spec: ConditionSpec, value: npt.ArrayLike | None, batch: int) -> Tensor:
+    """A condition as dtype[batch, *shape], from one value for all or one per sample."""
+    wanted = (batch, *spec.shape)
+    expected = f"{spec.dtype}{list(wanted)} or {spec.dtype}{list(spec.shape)}"
+    if value is None:
+        if spec.default is None:
+            raise RuntimeFault(f"condition {spec.name!r} is needed: {expected}{_range(spec)}", Status.UNKNOWN_NAME)
+        value = np.full(spec.shape, spec.default)
+    given = np.asarray(value)
+    if given.dtype.kind not in "iufb":
+        raise RuntimeFault(f"condition {spec.name!r}: expected {expected}, found {value!r}", Status.BAD_DTYPE)
+    if given.shape not in (wanted, spec.shape):
+        raise RuntimeFault(f"condition {spec.name!r}: expected {expected}, found shape {list(given.shape)}", Status.BAD_SHAPE)
+    cast = given.astype(spec.dtype)
+    if cast.dtype.kind in "iu" and not np.array_equal(cast, given):
+        raise RuntimeFault(f"condition {spec.name!r}: expected {spec.dtype}, found {given.dtype.name} values that are not whole", Status.BAD_DTYPE)
+    if cast.dtype.kind == "f" and not np.isfinite(cast).all():
+        raise RuntimeFault(f"condition {spec.name!r}: holds NaN or infinity", Status.NONFINITE)
+    allowed = (cast >= (-np.inf if spec.minimum is None else spec.minimum)) & (cast <= (np.inf if spec.maximum is None else spec.maximum))
+    if not allowed.all() and not (spec.null is not None and np.all(allowed | (cast == spec.null))):
+        raise RuntimeFault(f"condition {spec.name!r}: {cast[~allowed].flat[0]} is out of range{_range(spec)}", Status.OUT_OF_RANGE)
+    return np.ascontiguousarray(np.broadcast_to(cast, wanted))
+
+
+def _range(spec: ConditionSpec) -> str:
+    if spec.minimum is None and spec.maximum is None:
+        return ""
+    low, high = ("-inf" if spec.minimum is None else f"{spec.minimum:g}"), ("inf" if spec.maximum is None else f"{spec.maximum:g}")
+    return f", from {low} to {high}"
+
+
+def load(path: str | Path, *, variant: str | None = None, threads: int = 0) -> Session:
+    """Open a bundle on this device.
+
+    variant: a name from the bundle; None takes the first, which was the best when it was measured. threads: of the engine, 0 for one
+    per core. Raises BundleError (the file), or RuntimeFault (BACKEND_MISSING, NO_VARIANT, BACKEND_FAILED: this device).
+    """
+    return open_session(open_bundle(path), variant=variant, threads=threads)
+
+
+def open_session(bundle: Bundle, *, variant: str | None = None, threads: int = 0) -> Session:
+    """A session over a bundle that is already read; see `load`."""
+    variants = {v.name: v for v in bundle.manifest.variants}
+    if variant is not None:
+        if variant not in variants:
+            raise RuntimeFault(f"no variant {variant!r} in this bundle: {nearest(variant, variants)}", Status.NO_VARIANT)
+        return Session(bundle, variants[variant], threads=threads)
+    runnable = [v for v in variants.values() if v.engine == "onnxruntime"]
+    if not runnable:
+        engines = ", ".join(sorted({v.engine for v in variants.values()}))
+        raise RuntimeFault(f"this bundle is for {engines}, which this runtime cannot run; build it for onnxruntime", Status.NO_VARIANT)
+    return Session(bundle, runnable[0], threads=threads)

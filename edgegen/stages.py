@@ -1,0 +1,234 @@
+"""The stages of a build. Each reads the directories of earlier stages and fills its own; the same inputs give the same bytes
+(except `measure`, which looks at the clock). They never call each other: edgegen/pipeline.py does.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgegen import __version__, canonical
+from edgegen.bundle import Golden, Manifest, ProgramEntry, Variant, bundle_bytes, open_bundle
+from edgegen.calibration import CalibrationContext, Ranges, collect_ranges
+from edgegen.errors import EdgegenError, GateError
+from edgegen.onnx_export import export_component
+from edgegen.onnx_export.component import draw_condition
+from edgegen.plan import Plan
+from edgegen.program import interpret, normals, program_to_json
+from edgegen.quality import distance
+from edgegen.recipe import recipe_to_json
+from edgegen.spec import default_conditions
+from edgegen.targets.onnxruntime import OrtComponent, check_model, parse_model
+from edgegen.targets.onnxruntime.qdq import plan as plan_qdq
+from edgegen.targets.onnxruntime.qdq import quantize as quantize_model
+from edgegen.targets.onnxruntime.qdq import watched
+from edgegen.timing import alternate
+
+__all__ = ["calibrate", "compile_variants", "export", "measure", "pack", "quantize"]
+
+Progress = Callable[[str, int, int], None]
+"""progress(what is being done, done, total)"""
+
+FLOAT = "float32"
+_TOLERANCE = {FLOAT: 1e-3, "int8": 5e-2}
+"""Tolerance of golden vectors per precision, as RMSE relative to the sample's range: engines differ in the order of their sums."""
+_ROUNDS, _RUNS = 9, 3
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, sort_keys=True, indent=1))
+
+
+def _model(directory: Path, precision: str) -> Path:
+    return directory / f"{precision}.onnx"
+
+
+def export(plan: Plan, out: Path, progress: Progress) -> None:
+    """Writes float32.onnx and export.json (how well it agrees with torch)."""
+    progress("tracing and converting the network", 0, 1)
+    recipe = plan.recipe
+    data, report = export_component(
+        recipe.model.source, plan.folder, plan.signature, plan.conditions, plan.times, time=recipe.model.names.t,
+        component=plan.component, weights=plan.weights, options=recipe.model.options,
+    )  # fmt: skip
+    check_model(parse_model(data, "exported model"), plan.signature, "exported model")
+    _model(out, FLOAT).write_bytes(data)
+    _write_json(out / "export.json", {"max_error": report.max_error.hex(), "cases": report.cases})
+    progress("exported", 1, 1)
+
+
+def calibrate(plan: Plan, exported: Path, out: Path, progress: Progress) -> None:
+    """Writes ranges.json: minimum and maximum per tensor and time, over the calibration set."""
+    recipe = plan.recipe
+    data = _model(exported, FLOAT).read_bytes()
+    model = parse_model(data, "float32.onnx")
+    tensors = watched(model, plan_qdq(model, recipe.quantization.operators, recipe.quantization.keep))
+    evaluations = sum(sum(p.nfe.values()) for p in plan.programs.values()) * recipe.calibration.samples
+    name, seen = plan.component, 0
+    with OrtComponent(name, data, plan.signature, threads=1) as network:
+        context = CalibrationContext(
+            {name: network}, tuple(plan.programs.values()), plan.conditions, plan.sample,
+            recipe.calibration.samples, recipe.calibration.batch, recipe.calibration.seed,
+        )  # fmt: skip
+
+        def counted() -> Any:
+            nonlocal seen
+            for batch in plan.calibration(context):
+                seen += len(next(iter(batch.feeds.values())))
+                progress("running the calibration set", min(seen, evaluations), evaluations)
+                yield batch
+
+        ranges = collect_ranges({name: model}, {name: plan.signature}, {name: tensors}, counted())
+    _write_json(out / "ranges.json", {"ranges": ranges.to_json(), "evaluations": seen})
+
+
+def quantize(plan: Plan, exported: Path, calibrated: Path, out: Path, progress: Progress) -> None:
+    """Writes int8.onnx and quantize.json (how many nodes, of which operators)."""
+    progress("placing scales", 0, 1)
+    model = parse_model(_model(exported, FLOAT).read_bytes(), "float32.onnx")
+    ranges = Ranges.from_json(_read_json(calibrated / "ranges.json")["ranges"])
+    placements = plan_qdq(model, plan.recipe.quantization.operators, plan.recipe.quantization.keep)
+    quantized = quantize_model(model, placements, ranges)
+    data = quantized.SerializeToString(deterministic=True)
+    check_model(parse_model(data, "int8.onnx"), plan.signature, "int8.onnx")
+    _model(out, "int8").write_bytes(data)
+    _write_json(out / "quantize.json", {"nodes": len(placements)})
+    progress("quantized", 1, 1)
+
+
+def _samples(plan: Plan, data: bytes, precision: str, report: Callable[[], None]) -> dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+    """Per program: the gate's samples, and the golden sample (seed 0, batch 1, default conditions)."""
+    gate, result = plan.recipe.gate, {}
+    rng = np.random.default_rng(gate.seed)
+    drawn = {c.name: draw_condition(c, gate.samples, rng) for c in plan.conditions}
+    with OrtComponent(plan.component, data, plan.signature, threads=1) as network:
+        for name, program in plan.programs.items():
+            (noise,) = [i for i in program.inputs if i.kind == "noise"]
+            needed = {i.name for i in program.inputs}
+
+            def run(seed: int, count: int, conditions: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+                start = normals(seed, 0, (count, *plan.sample.shape)) * np.float32(noise.scale)
+                inputs = {k: v for k, v in conditions.items() if k in needed} | {noise.name: start}
+                return interpret(program, {plan.component: network}, inputs, seed=seed)["sample"]
+
+            result[name] = run(gate.seed, gate.samples, drawn), run(0, 1, default_conditions(plan.conditions))
+            report()
+    return result
+
+
+def compile_variants(plan: Plan, exported: Path, quantized: Path | None, out: Path, progress: Progress) -> None:
+    """Writes candidates.edgegen, a bundle of every variant that passes the quality gate, and gate.json, the verdict on each.
+
+    Raises GateError if the float network itself gives samples that are not finite.
+    """
+    candidates = {FLOAT: _model(exported, FLOAT).read_bytes()}
+    if quantized is not None:
+        candidates |= {p: _model(quantized, p).read_bytes() for p in plan.recipe.quantization.precisions}
+    done, total = 0, len(candidates) * len(plan.programs)
+
+    def report() -> None:
+        nonlocal done
+        done += 1
+        progress("comparing final samples", done, total)
+
+    span = plan.sample.high - plan.sample.low
+    reference: dict[str, tuple[Any, Any]] = {}
+    variants, members, verdicts = [], {}, {}
+    for precision, data in candidates.items():
+        try:
+            samples = _samples(plan, data, precision, report)
+        except EdgegenError as e:
+            if precision == FLOAT:
+                raise GateError(f"the float network does not give samples: {e}") from e
+            verdicts[precision] = {"passed": 0, "why": str(e), "bytes": len(data)}
+            continue
+        reference = reference or samples
+        distances = {name: distance(reference[name][0], samples[name][0], span) for name in plan.programs}
+        worst = min(distances.values(), key=lambda d: d.psnr_db)
+        passed = worst.psnr_db >= plan.recipe.gate.psnr_db
+        why = "the reference" if precision == FLOAT else f"{worst.psnr_db:.1f} dB, the gate asks {plan.recipe.gate.psnr_db:.1f} dB"
+        verdicts[precision] = {
+            "passed": int(passed), "why": why, "bytes": len(data),
+            "programs": {n: {"psnr_db": f"{d.psnr_db:.2f}", "rmse": f"{d.rmse:.5f}", "max_abs": f"{d.max_abs:.4f}"} for n, d in distances.items()},
+        }  # fmt: skip
+        if passed:
+            variants.append(_variant(plan, precision, data, {n: s[1] for n, s in samples.items()}, members))
+    (out / "candidates.edgegen").write_bytes(_bundle(plan, variants, members, {}))
+    _write_json(out / "gate.json", verdicts)
+
+
+def _variant(plan: Plan, precision: str, data: bytes, golden: Mapping[str, np.ndarray[Any, Any]], members: dict[str, bytes]) -> Variant:
+    """A variant's entry; its network and golden samples are added to `members`."""
+    network = f"{plan.component}.{precision}.onnx"
+    members[network] = data
+    vectors = []
+    for i, (program, sample) in enumerate(golden.items()):
+        member = f"golden.{i}.{precision}.f32"
+        members[member] = np.ascontiguousarray(sample, "<f4").tobytes()
+        vectors.append(Golden(program, member, _TOLERANCE[precision] * (plan.sample.high - plan.sample.low)))
+    return Variant(precision, "onnxruntime", {plan.component: network}, tuple(vectors))
+
+
+def _bundle(plan: Plan, variants: list[Variant], members: dict[str, bytes], documents: Mapping[str, Any]) -> bytes:
+    """The bundle's bytes: programs, documents and manifest added to the variants' members."""
+    members, entries, recipe = dict(members), [], plan.recipe
+    for i, (name, program) in enumerate(plan.programs.items()):
+        members[f"program.{i}.json"] = canonical.encode(program_to_json(program))
+        entries.append(ProgramEntry(name, len(program.steps), f"program.{i}.json"))
+    for name, value in documents.items():
+        members[f"{name}.json"] = canonical.encode(value)
+    manifest = Manifest(
+        recipe.name, recipe.summary, recipe.model.licence, f"edgegen {__version__}", plan.trusted_pickle, plan.sample, plan.conditions,
+        {plan.component: plan.signature}, tuple(entries), tuple(variants), {name: f"{name}.json" for name in documents},
+    )  # fmt: skip
+    return bundle_bytes(manifest, members)
+
+
+def measure(plan: Plan, compiled: Path, out: Path, progress: Progress) -> None:
+    """Writes measured.json: the median time of each candidate on this machine, default program, batch 1, taken in alternation."""
+    bundle = open_bundle(compiled / "candidates.edgegen")
+    program = bundle.manifest.programs[0].name
+    threads = plan.recipe.target.threads
+    commands = {
+        v.name: [sys.executable, "-m", "edgegen.runtime.contender", str(compiled / "candidates.edgegen"), v.name, program, str(threads), "1"]
+        for v in bundle.manifest.variants
+    }
+    progress("timing the candidates", 0, _ROUNDS)
+    seconds = alternate(commands, rounds=_ROUNDS, runs=_RUNS, on_round=lambda i: progress("timing the candidates", i, _ROUNDS))
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    _write_json(out / "measured.json", {"program": program, "batch": 1, "threads": threads, "milliseconds": {n: s * 1e3 for n, s in medians.items()}})
+
+
+def pack(plan: Plan, exported: Path, quantized: Path | None, compiled: Path, measured: Path | None) -> bytes:
+    """The bundle: the variants that passed, the fastest first; slower ones than float left out; recipe, report and figures with them."""
+    bundle = open_bundle(compiled / "candidates.edgegen")
+    verdicts = _read_json(compiled / "gate.json")
+    variants = list(bundle.manifest.variants)
+    documents: dict[str, Any] = {"recipe": recipe_to_json(plan.recipe)}
+    if measured is not None:
+        figures = _read_json(measured / "measured.json")
+        times = figures["milliseconds"]
+        for name, ms in times.items():
+            ratio = times[FLOAT] / ms
+            verdicts[name]["why"] += f"; {ms:.2f} ms" + ("" if name == FLOAT else f", {ratio:.2f}x float, the gate asks {plan.recipe.gate.speedup:.2f}x")
+            if name != FLOAT and ratio < plan.recipe.gate.speedup:
+                verdicts[name]["passed"] = 0
+        variants = sorted((v for v in variants if verdicts[v.name]["passed"]), key=lambda v: times[v.name])
+        documents["measured"] = figures | {"milliseconds": {n: f"{ms:.3f}" for n, ms in times.items()}}
+    documents["report"] = {"export": _read_json(exported / "export.json"), "variants": verdicts}
+    if quantized is not None:
+        documents["report"]["quantize"] = _read_json(quantized / "quantize.json")
+    kept = {name for v in variants for name in (*v.components.values(), *(g.member for g in v.golden))}
+    members = {name: bundle.member(name) for name in kept}
+    return _bundle(plan, [replace(v) for v in variants], members, documents)
