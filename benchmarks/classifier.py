@@ -11,7 +11,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -86,7 +85,9 @@ def main() -> None:
         optimizer.step()
         schedule.step()
         if (step + 1) % 200 == 0:
-            print(f"step {step + 1}/{steps}  loss {loss.item():.4f}  images 8000..8999: {accuracy(model, x[8000:9000], y[8000:9000]):.4f}", flush=True)
+            print(
+                f"step {step + 1}/{steps}  loss {loss.item():.4f}  images 8000..8999: {accuracy(model, x[8000:9000], y[8000:9000]):.4f}", flush=True
+            )
     print(f"images 9000..9999: {accuracy(model, x[9000:], y[9000:]):.4f}")
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, WEIGHTS)
 

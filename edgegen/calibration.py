@@ -100,7 +100,7 @@ def _with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> bytes:
     for name in tensors:
         if name not in present:
             observed.graph.output.append(onnx.ValueInfoProto(name=name))
-    return observed.SerializeToString()
+    return bytes(observed.SerializeToString())
 
 
 def collect_ranges(
@@ -112,9 +112,7 @@ def collect_ranges(
     Raises CalibrationError: no batches, or a value that is NaN or infinite (with the tensor's name and time).
     """
     seen: dict[str, dict[float, tuple[float, float]]] = {}
-    watchers = {
-        name: OrtComponent(name, _with_outputs(model, tensors[name]), signatures[name], threads=1) for name, model in models.items()
-    }
+    watchers = {name: OrtComponent(name, _with_outputs(model, tensors[name]), signatures[name], threads=1) for name, model in models.items()}
     for batch in batches:
         values = batch.feeds | watchers[batch.component].run(batch.feeds)
         for tensor in tensors[batch.component]:

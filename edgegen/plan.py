@@ -75,9 +75,7 @@ def _programs(recipe: Recipe, process: Process, model: Denoiser, null: dict[str,
     return programs
 
 
-def _program(
-    sampling: Sampling, steps: int, process: Process, prediction: str, model: Denoiser, null: dict[str, float | str], index: int
-) -> Program:
+def _program(sampling: Sampling, steps: int, process: Process, prediction: str, model: Denoiser, null: dict[str, float | str], index: int) -> Program:
     guidance = None if sampling.guidance is None else Guidance(sampling.guidance, null, sampling.batched_guidance)
     try:
         return build_program(
@@ -106,7 +104,7 @@ def make_plan(recipe: Recipe, folder: Path, *, trust_pickle: bool = False) -> Pl
     conditions = tuple(
         ConditionSpec(name, c.dtype, c.shape, c.minimum, c.maximum, c.default, c.null, c.summary) for name, c in recipe.conditions.items()
     )
-    state = (BATCH, *model.sample_shape)
+    state: tuple[int | str, ...] = (BATCH, *model.sample_shape)
     signature = Signature(
         (
             TensorSpec(names.x, "float32", state),

@@ -24,7 +24,7 @@ class _Section(Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
-class Names(_Section):
+class Names(_Section, frozen=True):
     """Names of the network's tensors; `time` says what its time input receives (edgegen.solvers.TIMES)."""
 
     x: str = "x"
@@ -34,7 +34,7 @@ class Names(_Section):
     time_dtype: str = "float32"
 
 
-class Model(_Section):
+class Model(_Section, frozen=True):
     """The network. source: "file.py:function" returning a torch.nn.Module, or "file.onnx"; paths are relative to the recipe."""
 
     source: str
@@ -47,7 +47,7 @@ class Model(_Section):
     licence: str = ""
 
 
-class Condition(_Section):
+class Condition(_Section, frozen=True):
     """An input that the caller gives for each sample."""
 
     dtype: str = "float32"
@@ -59,7 +59,7 @@ class Condition(_Section):
     summary: str = ""
 
 
-class Sampling(_Section):
+class Sampling(_Section, frozen=True):
     """One or more programs: a solver at several step counts. The first program of the recipe is the bundle's default."""
 
     solver: str
@@ -72,7 +72,7 @@ class Sampling(_Section):
     options: dict[str, Any] = field(default_factory=dict)
 
 
-class Calibration(_Section):
+class Calibration(_Section, frozen=True):
     """How calibration inputs are drawn. set: a file of calib/ without .py, or a path to one of your own."""
 
     set: str = "deployed"
@@ -81,7 +81,7 @@ class Calibration(_Section):
     seed: Annotated[int, Meta(ge=0)] = 1
 
 
-class Quantization(_Section):
+class Quantization(_Section, frozen=True):
     """Which variants to try beside float32. operators: what becomes int8; keep: patterns of node names that stay float."""
 
     precisions: tuple[str, ...] = ("int8",)
@@ -89,7 +89,7 @@ class Quantization(_Section):
     keep: tuple[str, ...] = ()
 
 
-class Gate(_Section):
+class Gate(_Section, frozen=True):
     """What a quantized variant must reach to ship: fidelity of final samples at equal seeds, and speed on this machine."""
 
     psnr_db: float = 20.0
@@ -98,14 +98,14 @@ class Gate(_Section):
     speedup: float = 1.0
 
 
-class Target(_Section):
+class Target(_Section, frozen=True):
     """Where it runs. threads: of the engine, 0 for all cores."""
 
     engine: str = "onnxruntime"
     threads: Annotated[int, Meta(ge=0)] = 0
 
 
-class Sample(_Section):
+class Sample(_Section, frozen=True):
     """What a sample is, for drawing it."""
 
     kind: str = "array"
@@ -113,7 +113,7 @@ class Sample(_Section):
     high: float = 1.0
 
 
-class Recipe(_Section):
+class Recipe(_Section, frozen=True):
     """Everything that `edgegen build` needs to know. docs/recipe.md describes each key."""
 
     schema: int
@@ -135,8 +135,7 @@ def _fields_at(path: str) -> list[str]:
     kind: Any = Recipe
     for part in re.findall(r"\.([a-z_]+)", path):
         fields = {f.name: f.type for f in msgspec.structs.fields(kind)} if isinstance(kind, type) and issubclass(kind, Struct) else {}
-        candidates = [part_type for part_type in _structs_in(fields.get(part)) or [None]]
-        kind = candidates[0]
+        kind = next(iter(_structs_in(fields.get(part))), None)
     return [f.name for f in msgspec.structs.fields(kind)] if kind is not None else []
 
 
@@ -216,12 +215,15 @@ def _check(recipe: Recipe, path: Path) -> None:
             ConditionSpec(name, c.dtype, c.shape, c.minimum, c.maximum, c.default, c.null)
     except EdgegenError as e:
         raise RecipeError(f"{path}: {e}") from e
+    taken = {"seed", "steps", "batch", "noise", "on_step", "program"} & set(recipe.conditions)
+    if taken:
+        raise RecipeError(f"{path}: conditions.{taken.pop()}: generate() has an argument of that name; call the condition something else")
     numbers = {"gate.psnr_db": recipe.gate.psnr_db, "gate.speedup": recipe.gate.speedup}
     for key, value in numbers.items():
         if not math.isfinite(value):
             raise RecipeError(f"{path}: {key} is {value}, expected a finite number")
     if not isinstance(recipe.process.get("name"), str):
-        raise RecipeError(f"{path}: [process] needs a name, such as name = \"vp_linear\"")
+        raise RecipeError(f'{path}: [process] needs a name, such as name = "vp_linear"')
     for i, sampling in enumerate(recipe.programs):
         if sampling.guidance not in (None, 1.0) and not any(c.null is not None for c in recipe.conditions.values()):
             raise RecipeError(f"{path}: programs[{i}] uses guidance, so one condition needs `null`, its unconditional value")

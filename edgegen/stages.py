@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgegen import __version__, canonical
 from edgegen.bundle import Golden, Manifest, ProgramEntry, Variant, bundle_bytes, open_bundle
@@ -21,7 +22,7 @@ from edgegen.errors import EdgegenError, GateError
 from edgegen.onnx_export import export_component
 from edgegen.onnx_export.component import draw_condition
 from edgegen.plan import Plan
-from edgegen.program import interpret, normals, program_to_json
+from edgegen.program import Program, interpret, normals, program_to_json
 from edgegen.quality import distance
 from edgegen.recipe import recipe_to_json
 from edgegen.spec import default_conditions
@@ -35,6 +36,7 @@ __all__ = ["calibrate", "compile_variants", "export", "measure", "pack", "quanti
 
 Progress = Callable[[str, int, int], None]
 """progress(what is being done, done, total)"""
+Array = npt.NDArray[Any]
 
 FLOAT = "float32"
 _TOLERANCE = {FLOAT: 1e-3, "int8": 5e-2}
@@ -107,22 +109,23 @@ def quantize(plan: Plan, exported: Path, calibrated: Path, out: Path, progress: 
     progress("quantized", 1, 1)
 
 
-def _samples(plan: Plan, data: bytes, precision: str, report: Callable[[], None]) -> dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+def _generate(plan: Plan, network: OrtComponent, program: Program, seed: int, count: int, conditions: Mapping[str, Any]) -> Array:
+    """`count` samples of a program, as a session would make them."""
+    (noise,) = [i for i in program.inputs if i.kind == "noise"]
+    inputs = {i.name: conditions[i.name] for i in program.inputs if i.kind == "condition"}
+    inputs[noise.name] = normals(seed, 0, (count, *plan.sample.shape)) * np.float32(noise.scale)
+    return interpret(program, {plan.component: network}, inputs, seed=seed)["sample"]
+
+
+def _samples(plan: Plan, data: bytes, report: Callable[[], None]) -> dict[str, tuple[Array, Array]]:
     """Per program: the gate's samples, and the golden sample (seed 0, batch 1, default conditions)."""
     gate, result = plan.recipe.gate, {}
     rng = np.random.default_rng(gate.seed)
     drawn = {c.name: draw_condition(c, gate.samples, rng) for c in plan.conditions}
     with OrtComponent(plan.component, data, plan.signature, threads=1) as network:
         for name, program in plan.programs.items():
-            (noise,) = [i for i in program.inputs if i.kind == "noise"]
-            needed = {i.name for i in program.inputs}
-
-            def run(seed: int, count: int, conditions: Mapping[str, Any]) -> np.ndarray[Any, Any]:
-                start = normals(seed, 0, (count, *plan.sample.shape)) * np.float32(noise.scale)
-                inputs = {k: v for k, v in conditions.items() if k in needed} | {noise.name: start}
-                return interpret(program, {plan.component: network}, inputs, seed=seed)["sample"]
-
-            result[name] = run(gate.seed, gate.samples, drawn), run(0, 1, default_conditions(plan.conditions))
+            samples = _generate(plan, network, program, gate.seed, gate.samples, drawn)
+            result[name] = samples, _generate(plan, network, program, 0, 1, default_conditions(plan.conditions))
             report()
     return result
 
@@ -144,10 +147,12 @@ def compile_variants(plan: Plan, exported: Path, quantized: Path | None, out: Pa
 
     span = plan.sample.high - plan.sample.low
     reference: dict[str, tuple[Any, Any]] = {}
-    variants, members, verdicts = [], {}, {}
+    variants: list[Variant] = []
+    members: dict[str, bytes] = {}
+    verdicts: dict[str, Any] = {}
     for precision, data in candidates.items():
         try:
-            samples = _samples(plan, data, precision, report)
+            samples = _samples(plan, data, report)
         except EdgegenError as e:
             if precision == FLOAT:
                 raise GateError(f"the float network does not give samples: {e}") from e
@@ -168,7 +173,7 @@ def compile_variants(plan: Plan, exported: Path, quantized: Path | None, out: Pa
     _write_json(out / "gate.json", verdicts)
 
 
-def _variant(plan: Plan, precision: str, data: bytes, golden: Mapping[str, np.ndarray[Any, Any]], members: dict[str, bytes]) -> Variant:
+def _variant(plan: Plan, precision: str, data: bytes, golden: Mapping[str, Array], members: dict[str, bytes]) -> Variant:
     """A variant's entry; its network and golden samples are added to `members`."""
     network = f"{plan.component}.{precision}.onnx"
     members[network] = data
@@ -221,7 +226,9 @@ def pack(plan: Plan, exported: Path, quantized: Path | None, compiled: Path, mea
         times = figures["milliseconds"]
         for name, ms in times.items():
             ratio = times[FLOAT] / ms
-            verdicts[name]["why"] += f"; {ms:.2f} ms" + ("" if name == FLOAT else f", {ratio:.2f}x float, the gate asks {plan.recipe.gate.speedup:.2f}x")
+            verdicts[name]["why"] += f"; {ms:.2f} ms" + (
+                "" if name == FLOAT else f", {ratio:.2f}x float, the gate asks {plan.recipe.gate.speedup:.2f}x"
+            )
             if name != FLOAT and ratio < plan.recipe.gate.speedup:
                 verdicts[name]["passed"] = 0
         variants = sorted((v for v in variants if verdicts[v.name]["passed"]), key=lambda v: times[v.name])

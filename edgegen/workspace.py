@@ -12,18 +12,17 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from edgegen.errors import BuildError, EdgegenError, Status
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows: no advisory locks; stale directories are left for `edgegen doctor`
-    fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Workspace", "digest_file", "stage_digest", "write_atomically", "write_error"]
+__all__ = ["Workspace", "check_writable", "digest_file", "stage_digest", "write_atomically", "write_error"]
 
 _log = logging.getLogger(__name__)
 _STAMP = "stage.json"
@@ -54,6 +53,21 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def check_writable(path: Path) -> None:
+    """Raise BuildError now if `path` could not be written at the end of a long build: its folder is absent or read-only."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise BuildError(f"cannot write {path}: no folder {folder}; make it first", Status.CANNOT_WRITE)
+    if path.is_dir():
+        raise BuildError(f"cannot write {path}: it is a folder; give a file name", Status.CANNOT_WRITE)
+    probe = path.with_name(f".{path.name}.tmp")
+    try:
+        os.close(os.open(probe, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644))
+        probe.unlink()
+    except OSError as e:
+        raise write_error(path, e) from e
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file through a locked temporary sibling and a rename: `path` holds the old bytes or all of the new ones.
 
@@ -73,7 +87,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write(f)
             f.flush()
             os.fsync(f.fileno())
-            os.replace(temporary, path)
+            temporary.replace(path)
             _sync(path.parent)
         except OSError as e:
             temporary.unlink(missing_ok=True)
@@ -92,12 +106,12 @@ def _is_file(f: IO[bytes], path: Path) -> bool:
 
 
 def _try_lock(f: IO[bytes]) -> bool:
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(f.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+    """Take an advisory lock that dies with the process; where there are none (Windows), every try succeeds."""
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(f.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
     return True
 
 
@@ -118,7 +132,7 @@ class Workspace:
             lock = directory / ".lock"
             try:
                 with lock.open("a+b") as f:
-                    if fcntl is not None and _try_lock(f):
+                    if sys.platform != "win32" and _try_lock(f):
                         shutil.rmtree(directory, ignore_errors=True)
             except OSError:
                 with contextlib.suppress(OSError):
@@ -164,7 +178,7 @@ class Workspace:
         if final.exists():
             shutil.rmtree(final)  # it was there and not whole
         try:
-            os.rename(directory, final)
+            directory.rename(final)
         except OSError:
             if not self._is_whole(final):  # else another build finished the same stage first
                 raise

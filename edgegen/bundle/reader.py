@@ -144,7 +144,9 @@ class _Reader:
                 size *= n
             for golden in variant.golden:
                 if bundle.table[golden.member].nbytes != size:
-                    raise self.fail(Status.INCONSISTENT, f"golden vector {golden.member!r} has {bundle.table[golden.member].nbytes} bytes, expected {size}")
+                    raise self.fail(
+                        Status.INCONSISTENT, f"golden vector {golden.member!r} has {bundle.table[golden.member].nbytes} bytes, expected {size}"
+                    )
         return programs
 
 

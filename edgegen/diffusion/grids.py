@@ -105,9 +105,7 @@ GRIDS: dict[str, Callable[..., Array]] = {
 _SPACINGS = ("leading", "linspace", "trailing")
 
 
-def make_grid(
-    name: str, process: Process, steps: int, *, t_start: float | None = None, t_end: float | None = None, multistep: bool = False
-) -> Array:
+def make_grid(name: str, process: Process, steps: int, *, t_start: float | None = None, t_end: float | None = None, multistep: bool = False) -> Array:
     """The grid called `name` (a key of `GRIDS`), float64[steps + 1], decreasing, checked.
 
     multistep: which of diffusers' two conventions the names leading and linspace mean (see those functions).
@@ -151,8 +149,6 @@ def check_grid(process: Process, times: npt.ArrayLike, steps: int) -> Array:
     rising = np.flatnonzero(np.diff(grid) >= 0)
     if len(rising):
         i = int(rising[0])
-        raise ProgramError(
-            f"grid: times must strictly decrease; times {i} and {i + 1} are {grid[i]:g} and {grid[i + 1]:g}", Status.OUT_OF_RANGE
-        )
+        raise ProgramError(f"grid: times must strictly decrease; times {i} and {i + 1} are {grid[i]:g} and {grid[i + 1]:g}", Status.OUT_OF_RANGE)
     _check_ends(process, float(grid[0]), float(grid[-1]))
     return grid

@@ -53,7 +53,8 @@ class Process(ABC):
     def lam(self, t: Times) -> Array:
         """lambda(t) = ln(alpha / sigma): half the log signal-to-noise ratio; +inf where sigma = 0, -inf where alpha = 0."""
         with np.errstate(divide="ignore"):
-            return np.log(self.alpha(t)) - np.log(self.sigma(t))
+            difference: Array = np.log(self.alpha(t)) - np.log(self.sigma(t))
+        return difference
 
     def initial_scale(self, t: float) -> float:
         """What standard normal noise is multiplied by to give the state at t: 1 for variance-preserving processes."""

@@ -167,7 +167,8 @@ def _compare(
                     error = float(np.max(np.abs(found[tensor.name] - expected)))
                     if not error <= TOLERANCE:
                         raise ExportError(
-                            f"ONNX differs from torch by {error:.3g} in {tensor.name!r} at time {at:g}, batch {count}; at most {TOLERANCE:g} is allowed"
+                            f"ONNX differs from torch by {error:.3g} in {tensor.name!r} at time {at:g}, batch {count}; "
+                            f"at most {TOLERANCE:g} is allowed"
                         )
                     worst = max(worst, error)
     return ExportReport(worst, len(times) * len(BATCHES))

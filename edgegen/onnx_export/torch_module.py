@@ -122,7 +122,9 @@ def _cleaned(model: onnx.ModelProto, signature: Signature) -> onnx.ModelProto:
     for item in (*graph.node, *graph.input, *graph.output, *graph.initializer):
         item.doc_string = ""
         del item.metadata_props[:]
-    batches: Sequence[Any] = [v.type.tensor_type.shape.dim[0] for v, t in zip(graph.input, signature.inputs, strict=True) if t.shape[:1] == ("batch",)]
+    batches: Sequence[Any] = [
+        v.type.tensor_type.shape.dim[0] for v, t in zip(graph.input, signature.inputs, strict=True) if t.shape[:1] == ("batch",)
+    ]
     for dim in (*batches, *(v.type.tensor_type.shape.dim[0] for v in graph.output)):
         if dim.dim_param:
             dim.dim_param = "batch"

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from edgegen.errors import Cancelled, ProgramError, RuntimeFault, Status, nearest
 from edgegen.program.instructions import Clamp, Eval, Imm, Instruction, Lincomb, Noise, Operand, Program, Reg, Threshold
 from edgegen.program.noise import check_seed, normals
-from edgegen.program.verify import verify
+from edgegen.program.verify import verify, writes
 
 __all__ = ["Executable", "Network", "OnStep", "compile_program", "interpret"]
 
@@ -28,18 +28,21 @@ OnStep = Callable[[int, int, Tensor], object]
 
 
 class _State:
-    """What one run owns: registers, the networks it calls, the seed, the callback."""
+    """What one run owns: registers, the networks it calls, the seed, the callback, and joined conditions (the same at each step)."""
 
-    __slots__ = ("networks", "on_step", "registers", "seed")
+    __slots__ = ("joined", "networks", "on_step", "registers", "seed")
 
     def __init__(self, registers: dict[str, Tensor], networks: Mapping[str, Network], seed: int, on_step: OnStep | None) -> None:
         self.registers = registers
         self.networks = networks
         self.seed = seed
         self.on_step = on_step
+        self.joined: dict[int, Tensor] = {}
 
 
 _Action = Callable[[_State], None]
+_Read = Callable[[_State, int], Tensor]
+"""An EVAL operand's value, given the rows of one branch."""
 
 
 def _all_finite(value: Tensor) -> bool:
@@ -58,10 +61,12 @@ def _round(value: float, dtype: np.dtype[Any]) -> Any:
 
 
 class _Compiler:
-    """Turns each instruction into a closure over its rounded numbers."""
+    """Turns each instruction into a closure over its rounded numbers. constant: registers that keep the caller's value."""
 
-    def __init__(self, dtype: np.dtype[Any]) -> None:
+    def __init__(self, dtype: np.dtype[Any], constant: frozenset[str]) -> None:
         self.dtype = dtype
+        self.constant = constant
+        self.slots: dict[tuple[Operand, ...], int] = {}
 
     def action(self, instruction: Instruction, index: int) -> _Action:
         match instruction:
@@ -86,7 +91,7 @@ class _Compiler:
         def run(state: _State) -> None:
             registers = state.registers
             rows = registers[rows_from].shape[0] if branches > 1 else 0
-            result = state.networks[component](**{name: read(registers, rows) for name, read in inputs})
+            result = state.networks[component](**{name: read(state, rows) for name, read in inputs})
             for name, targets in outputs:
                 value = np.asarray(_output(result, name, component, len(outputs)), dtype)
                 if not _all_finite(value):
@@ -103,30 +108,47 @@ class _Compiler:
 
         return run
 
-    def one_branch(self, operands: tuple[Operand, ...]) -> Callable[[dict[str, Tensor], int], Tensor]:
+    def one_branch(self, operands: tuple[Operand, ...]) -> _Read:
         operand = operands[0]
         if isinstance(operand, Imm):
             constant = np.asarray(_round(operand.value, self.dtype))
-            return lambda registers, rows: constant
+            return lambda state, rows: constant
         name = operand.name
         if operand.scale == 1.0:
-            return lambda registers, rows: registers[name]
+            return lambda state, rows: state.registers[name]
         scale = _round(operand.scale, self.dtype)
-        return lambda registers, rows: registers[name] * scale
+        return lambda state, rows: state.registers[name] * scale
 
-    def many_branches(self, operands: tuple[Operand, ...]) -> Callable[[dict[str, Tensor], int], Tensor]:
-        if all(operand == operands[0] for operand in operands) and isinstance(operands[0], Imm):
-            return self.one_branch(operands)
-        parts = [(o, self.one_branch((o,))) for o in operands]
+    def many_branches(self, operands: tuple[Operand, ...]) -> _Read:
+        if all(operand == operands[0] for operand in operands):
+            first, branches = self.one_branch(operands), len(operands)
+            if isinstance(operands[0], Imm):
+                return first
+
+            def repeat(state: _State, rows: int) -> Tensor:
+                value = first(state, rows)
+                return np.concatenate((value,) * branches) if value.ndim else np.full(branches * rows, value)
+
+            return repeat
+        parts = [self.one_branch((o,)) for o in operands]
         like = next((o.name for o in operands if isinstance(o, Reg)), None)
 
-        def read(registers: dict[str, Tensor], rows: int) -> Tensor:
-            model = np.empty(rows, self.dtype) if like is None else registers[like]
-            if model.ndim == 0:
-                model = np.full(rows, model)
-            return np.concatenate([np.broadcast_to(part(registers, rows), model.shape).astype(model.dtype, copy=False) for _, part in parts])
+        def join(state: _State, rows: int) -> Tensor:
+            model = np.empty(rows, self.dtype) if like is None else state.registers[like]
+            shape = model.shape or (rows,)
+            return np.concatenate([np.broadcast_to(part(state, rows), shape).astype(model.dtype) for part in parts])
 
-        return read
+        if not all(isinstance(o, Imm) or o.name in self.constant for o in operands):
+            return join
+
+        slot = self.slots.setdefault(operands, len(self.slots))
+
+        def join_once(state: _State, rows: int) -> Tensor:
+            if slot not in state.joined:
+                state.joined[slot] = join(state, rows)
+            return state.joined[slot]
+
+        return join_once
 
     def lincomb(self, instruction: Lincomb) -> _Action:
         out = instruction.out
@@ -140,9 +162,7 @@ class _Compiler:
             for c, name in rest:
                 term = registers[name]
                 if term.shape != total.shape:
-                    raise RuntimeFault(
-                        f"LINCOMB {out!r}: {name!r} has shape {list(term.shape)}, {first!r} has {list(total.shape)}", Status.BAD_SHAPE
-                    )
+                    raise RuntimeFault(f"LINCOMB {out!r}: {name!r} has shape {list(term.shape)}, {first!r} has {list(total.shape)}", Status.BAD_SHAPE)
                 total += term * c
             if has_bias:
                 total += bias
@@ -185,7 +205,7 @@ class _Compiler:
 
 
 def _output(result: Tensor | Mapping[str, Tensor], name: str, component: str, count: int) -> Tensor:
-    if not isinstance(result, Mapping):
+    if type(result) is not dict and not isinstance(result, Mapping):  # the first test is the fast one
         if count == 1:
             return result
         raise RuntimeFault(f"component {component!r} returned one array, expected a dict with {count} outputs", Status.BAD_SHAPE)
@@ -210,7 +230,8 @@ class Executable:
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
             raise ProgramError(f"expected dtype float32 or float64, found {self.dtype.name}", Status.BAD_DTYPE)
-        compiler = _Compiler(self.dtype)
+        written = {name for instruction in program.instructions for name in writes(instruction)}
+        compiler = _Compiler(self.dtype, frozenset(i.name for i in program.inputs if i.kind == "condition") - written)
         marks = {step.after: _mark(i + 1, len(program.steps), step.state) for i, step in enumerate(program.steps)}
         self._actions: list[_Action] = []
         for i, instruction in enumerate(program.instructions):

@@ -7,6 +7,8 @@ words into a pair of normals in float64 with + - * / sqrt and integer operations
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,18 +20,21 @@ __all__ = ["check_seed", "normals", "philox4x32"]
 Words = npt.NDArray[np.uint64]
 Doubles = npt.NDArray[np.float64]
 
-_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_W0, _W1 = 0x9E3779B9, 0xBB67AE85
-_LOW = np.uint64(0xFFFFFFFF)
-_SHIFT32 = np.uint64(32)
+_MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], np.uint64)
+_WEYL = np.array([[0x9E3779B9], [0xBB67AE85]], np.uint64)
+_ROUNDS = np.arange(10, dtype=np.uint64).reshape(10, 1, 1)
+_LOW = np.array([0xFFFFFFFF], np.uint64)
+_SHIFT32 = np.array([32], np.uint64)
 
 _LN2 = float.fromhex("0x1.62e42fefa39efp-1")
 _SQRT2_MANTISSA = np.uint64(0x6A09E667F3BCD)
 """Mantissa bits of sqrt(2): above it the exponent is raised by one, so that the mantissa lies in [sqrt(1/2), sqrt(2)]."""
 _QUARTER_TURN = float.fromhex("0x1.921fb54442d18p+0")
 _LOG_TERMS = tuple(1.0 / k for k in (17, 15, 13, 11, 9, 7, 5, 3))
-_SIN_TERMS = tuple((-1.0) ** k / math.factorial(2 * k + 1) for k in (7, 6, 5, 4, 3, 2, 1))
-_COS_TERMS = tuple((-1.0) ** k / math.factorial(2 * k) for k in (7, 6, 5, 4, 3, 2, 1))
+_WAVE_TERMS = tuple(
+    np.array([(-1.0) ** k / math.factorial(2 * k + 1), (-1.0) ** k / math.factorial(2 * k)]).reshape(2, 1, 1) for k in (7, 6, 5, 4, 3, 2, 1)
+)
+"""Terms of sin(x) / x - 1 and cos(x) - 1 in x^2."""
 
 
 def check_seed(seed: object) -> int:
@@ -39,20 +44,22 @@ def check_seed(seed: object) -> int:
     return int(seed)
 
 
-def philox4x32(counter: tuple[Words, Words, Words, Words], key: tuple[int, int]) -> tuple[Words, Words, Words, Words]:
-    """Ten rounds of Philox4x32. counter: four uint64 arrays holding 32-bit words; key: two 32-bit words. Same form back."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
-        p0, p1 = c0 * _M0, c2 * _M1
-        c0, c1, c2, c3 = (p1 >> _SHIFT32) ^ c1 ^ np.uint64(k0), p1 & _LOW, (p0 >> _SHIFT32) ^ c3 ^ np.uint64(k1), p0 & _LOW
-        k0, k1 = (k0 + _W0) & 0xFFFFFFFF, (k1 + _W1) & 0xFFFFFFFF
-    return c0, c1, c2, c3
+def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
+    """Ten rounds of Philox4x32. counter: uint64[4, n] of 32-bit words; key: two 32-bit words. Returns uint64[4, n] of 32-bit words."""
+    even, odd = counter[0::2], counter[1::2]
+    keys = (_ROUNDS * _WEYL + np.array(key, np.uint64).reshape(2, 1)) & _LOW
+    for round_keys in keys:
+        product = even * _MULTIPLIERS
+        even = (product >> _SHIFT32)[::-1] ^ odd
+        even ^= round_keys
+        product &= _LOW
+        odd = product[::-1]
+    return np.stack((even[0], odd[0], even[1], odd[1]))
 
 
-def _horner(terms: tuple[float, ...], z: Doubles) -> Doubles:
+def _horner(terms: Sequence[Any], z: Doubles) -> Doubles:
     """terms[0] z^(n-1) + ... + terms[n-1], from the left."""
-    total = terms[0] * z
+    total: Doubles = terms[0] * z
     for term in terms[1:-1]:
         total += term
         total *= z
@@ -86,13 +93,11 @@ def _pair(w_radius: Words, w_angle: Words) -> tuple[Doubles, Doubles]:
     fraction = (w_angle & np.uint64(0x3FFFFFFF)).astype(np.float64) - (2.0**29 - 0.5)
     theta = fraction * (_QUARTER_TURN * 2.0**-30)
     z = theta * theta
-    sine = _horner(_SIN_TERMS, z)
-    sine *= z
-    sine *= theta
+    waves = _horner(_WAVE_TERMS, z)
+    waves *= z
+    sine = waves[0] * theta
     sine += theta
-    cosine = _horner(_COS_TERMS, z)
-    cosine *= z
-    cosine += 1.0
+    cosine = waves[1] + 1.0
     odd = (quadrant & np.uint64(1)).astype(bool)
     first, second = np.where(odd, -sine, cosine), np.where(odd, cosine, sine)
     sign = np.where(quadrant >= np.uint64(2), -radius, radius)
@@ -106,8 +111,9 @@ def normals(seed: int, draw: int, shape: tuple[int, ...]) -> npt.NDArray[np.floa
     """
     count = math.prod(shape)
     blocks = np.arange((count + 3) // 4, dtype=np.uint64)
-    constant = np.full(len(blocks), draw, np.uint64)
-    words = philox4x32((blocks & _LOW, blocks >> _SHIFT32, constant, np.zeros_like(constant)), (seed & 0xFFFFFFFF, seed >> 32))
-    pairs = np.empty((len(blocks), 2, 2), np.float64)
-    pairs[:, :, 0], pairs[:, :, 1] = _pair(np.stack((words[0], words[2]), axis=1), np.stack((words[1], words[3]), axis=1))
-    return pairs.reshape(-1)[:count].astype(np.float32).reshape(shape)
+    counter = np.zeros((4, len(blocks)), np.uint64)
+    counter[0], counter[1], counter[2] = blocks & _LOW, blocks >> _SHIFT32, draw
+    words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
+    pairs = np.empty((len(blocks), 2, 2), np.float32)
+    pairs[:, :, 0], pairs[:, :, 1] = _pair(words[0::2].T, words[1::2].T)
+    return pairs.reshape(-1)[:count].reshape(shape)

@@ -165,8 +165,9 @@ class Session:
         results = []
         sample = self.bundle.manifest.sample
         for golden in self.variant.golden:
+            conditions: dict[str, Any] = dict(default_conditions(self.bundle.manifest.conditions))
             expected = np.frombuffer(self.bundle.member(golden.member), "<f4").reshape(1, *sample.shape)
-            found = self.generate(seed=0, program=golden.program, **default_conditions(self.bundle.manifest.conditions))
+            found = self.generate(seed=0, program=golden.program, **conditions)
             results.append((golden.program, golden.member, distance(expected, found, sample.high - sample.low), golden.tolerance))
         return results
 

@@ -16,7 +16,7 @@ from edgegen.diffusion.predictions import output_coefficients
 from edgegen.diffusion.processes import Flow, VarianceExploding
 from edgegen.errors import ProgramError, Status, nearest
 from edgegen.program import Program, verify
-from edgegen.program.registers import allocate
+from edgegen.program.rewrite import allocate, fold
 from edgegen.solvers.ddim import ddim
 from edgegen.solvers.dpmpp import dpmpp_2m
 from edgegen.solvers.euler import euler
@@ -102,4 +102,4 @@ def build_program(
     program = bind(SOLVERS[solver](process, prediction, times, **options), process, model)
     if guidance is not None:
         program = guide(program, guidance)
-    return verify(allocate(replace(program, name=f"{solver}-{steps}")))
+    return verify(allocate(fold(replace(program, name=f"{solver}-{steps}"))))

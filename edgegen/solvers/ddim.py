@@ -11,9 +11,7 @@ from edgegen.solvers.lowering import Grid, Lowering
 __all__ = ["ddim"]
 
 
-def ddim(
-    process: Process, prediction: str, grid: Grid, *, eta: float = 0.0, clip: float | None = None, threshold: float | None = None
-) -> Program:
+def ddim(process: Process, prediction: str, grid: Grid, *, eta: float = 0.0, clip: float | None = None, threshold: float | None = None) -> Program:
     """x' = alpha' x0 + sigma' sqrt(1 - eta^2 q) eps + eta sigma' sqrt(q) z, with q = 1 - exp(-2 h) and h = lambda' - lambda.
 
     eta: 0 (deterministic, first order) to 1 (the DDPM posterior). clip: clamp x0 to [-clip, clip]; eps is not derived again

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from edgegen.diffusion import Process, data_coefficients, noise_coefficients
 from edgegen.program import Clamp, Eval, Imm, Input, Instruction, Lincomb, Noise, Program, Reg, Step, Threshold
+from edgegen.program.instructions import Operand
 
 __all__ = ["Lowering"]
 
@@ -47,7 +48,7 @@ class Lowering:
         """Evaluate the network on the state at grid node i; returns the register of its raw output."""
         out = self._fresh("e")
         self._evaluations += 1
-        inputs = {"x": (Reg(self.x),), "t": (Imm(float(self.grid[i])),)}
+        inputs: dict[str, tuple[Operand, ...]] = {"x": (Reg(self.x),), "t": (Imm(float(self.grid[i])),)}
         self._instructions.append(Eval("denoiser", inputs, {"prediction": (out,)}))
         return out
 
@@ -97,6 +98,4 @@ class Lowering:
 
     def finish(self) -> Program:
         """The program, ending with the state as output `sample`. Its registers are not packed yet."""
-        return Program(
-            self.name, (self._input,), tuple(self._instructions), {"sample": self.x}, {"denoiser": self._evaluations}, tuple(self._steps)
-        )
+        return Program(self.name, (self._input,), tuple(self._instructions), {"sample": self.x}, {"denoiser": self._evaluations}, tuple(self._steps))

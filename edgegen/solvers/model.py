@@ -13,6 +13,7 @@ from edgegen.diffusion import Process
 from edgegen.errors import ProgramError, Status, nearest
 from edgegen.program import Eval, Imm, Input, Instruction, Lincomb, Program, Reg
 from edgegen.program.instructions import Operand
+from edgegen.program.rewrite import expand
 
 __all__ = ["TIMES", "Denoiser", "Guidance", "bind", "guide"]
 
@@ -82,25 +83,17 @@ def guide(program: Program, guidance: Guidance) -> Program:
         raise ProgramError(f"guidance scale {w} is not finite", Status.NONFINITE)
     if w == 1.0:
         return program
-    instructions: list[Instruction] = []
-    moved = [0]
+    pieces: list[list[Instruction]] = []
     extra: dict[str, Input] = {}
     nfe: dict[str, int] = {}
     for instruction in program.instructions:
         if isinstance(instruction, Eval):
             null = _null_operands(instruction, guidance, extra)
-            instructions += _guided(instruction, null, w, batched=guidance.batched)
+            pieces.append(_guided(instruction, null, w, batched=guidance.batched))
             nfe[instruction.component] = nfe.get(instruction.component, 0) + 2
         else:
-            instructions.append(instruction)
-        moved.append(len(instructions))
-    return replace(
-        program,
-        inputs=program.inputs + tuple(extra.values()),
-        instructions=tuple(instructions),
-        nfe=nfe,
-        steps=tuple(replace(step, after=moved[step.after]) for step in program.steps),
-    )
+            pieces.append([instruction])
+    return replace(expand(program, pieces), inputs=program.inputs + tuple(extra.values()), nfe=nfe)
 
 
 def _null_operands(instruction: Eval, guidance: Guidance, extra: dict[str, Input]) -> dict[str, tuple[Operand, ...]]:

@@ -55,9 +55,7 @@ class MnistUNet(nn.Module):
         levels = len(CHANNELS) - 1
         c_in = (1, *CHANNELS[:-2])
         self.pe = TimeTable()
-        self.pe_linears_en = nn.ModuleList(
-            nn.Sequential(nn.Linear(TIME_FEATURES, c), nn.ReLU(), nn.Linear(c, c)) for c in c_in
-        )
+        self.pe_linears_en = nn.ModuleList(nn.Sequential(nn.Linear(TIME_FEATURES, c), nn.ReLU(), nn.Linear(c, c)) for c in c_in)
         self.encoders = nn.ModuleList(_pair(SIZES[i], c_in[i], CHANNELS[i]) for i in range(levels))
         self.downs = nn.ModuleList(nn.Conv2d(c, c, 2, 2) for c in CHANNELS[:-1])
         self.pe_mid = nn.Linear(TIME_FEATURES, CHANNELS[-2])

@@ -58,9 +58,7 @@ class DigitsUNet(nn.Module):
         self.down = nn.Conv2d(width, wide, 3, stride=2, padding=1)
         self.middle = nn.ModuleList(ResidualBlock(wide, wide, c_embedding) for _ in range(2))
         self.up = nn.Conv2d(wide, width, 1)
-        self.decode = nn.ModuleList(
-            ResidualBlock(c, width, c_embedding) for c in (2 * width, width)
-        )
+        self.decode = nn.ModuleList(ResidualBlock(c, width, c_embedding) for c in (2 * width, width))
         self.norm_out = nn.GroupNorm(8, width)
         self.conv_out = nn.Conv2d(width, 4, 3, padding=1)
 

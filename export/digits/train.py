@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import copy
 import gzip
-import os
 import sys
 import time
 from pathlib import Path
@@ -60,7 +59,7 @@ def loss_of(model: DigitsUNet, x: Tensor, label: Tensor, alpha_bar: Tensor, gene
 def save_state(path: Path, state: dict[str, object]) -> None:
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def main() -> None:

@@ -63,13 +63,15 @@ class OrtComponent:
     def _feed(
         self, arrays: dict[str, npt.NDArray[Any]], name: str, dtype: np.dtype[Any], shape: tuple[int | str, ...], spec: TensorSpec, batch: int
     ) -> npt.NDArray[Any]:
-        if name not in arrays:
+        array = arrays.get(name)
+        if array is None:
             raise RuntimeFault(f"component {self.name!r} needs input {spec}", Status.UNKNOWN_NAME)
-        array = arrays[name]
         if array.dtype != dtype:
             array = self._cast(array, dtype, spec)
+        if array.shape[1:] == shape[1:] and array.ndim == len(shape) and shape[:1] == (BATCH,):
+            return array
         if array.ndim == 0 and shape:
-            return np.full([batch if size == BATCH else size for size in shape], array)
+            return array.repeat(batch) if shape == (BATCH,) else np.full([batch if isinstance(size, str) else size for size in shape], array)
         if array.ndim != len(shape) or any(size not in (BATCH, found) for size, found in zip(shape, array.shape, strict=True)):
             raise RuntimeFault(f"component {self.name!r}: input {name!r} has shape {list(array.shape)}, expected {spec}", Status.BAD_SHAPE)
         return array
@@ -94,6 +96,7 @@ class OrtComponent:
         return dict(zip(self._outputs, values, strict=True))
 
     def __call__(self, **arrays: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+        """The named outputs for arrays as the interpreter passes them."""
         return self.run(self.feeds(arrays))
 
     def close(self) -> None:

@@ -1,13 +1,65 @@
-"""Register allocation: solvers write each value once under a fresh name; the device keeps as few tensors as are alive at a time."""
+"""Rewriting programs: solvers write each value once under a fresh name; these passes then spare the device work and memory."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 from edgegen.program.instructions import Clamp, Eval, Imm, Instruction, Lincomb, Noise, Operand, Program, Reg, Step, Threshold
-from edgegen.program.verify import reads, writes
+from edgegen.program.verify import LIMITS, reads, writes
 
-__all__ = ["allocate"]
+__all__ = ["allocate", "expand", "fold"]
+
+
+def expand(program: Program, pieces: Sequence[Sequence[Instruction]]) -> Program:
+    """`program` with instruction i replaced by the instructions pieces[i], its step marks moved along."""
+    ends = [0]
+    for piece in pieces:
+        ends.append(ends[-1] + len(piece))
+    return replace(
+        program,
+        instructions=tuple(instruction for piece in pieces for instruction in piece),
+        steps=tuple(replace(step, after=ends[step.after]) for step in program.steps),
+    )
+
+
+def fold(program: Program) -> Program:
+    """The same program with each LINCOMB that only one other LINCOMB reads written into that one, coefficients multiplied in float64.
+
+    Guidance, conversion and update become one pass over memory. Needs every register to be written once.
+    """
+    uses = Counter(name for i in program.instructions for name in reads(i))
+    kept = {*program.outputs.values(), *(step.state for step in program.steps)}
+    inner: dict[str, Lincomb] = {}
+    pieces: list[list[Instruction]] = []
+    made_by: dict[str, int] = {}
+    for i, instruction in enumerate(program.instructions):
+        if isinstance(instruction, Lincomb):
+            instruction = _inlined(instruction, inner)
+            for _, name in instruction.terms:
+                inner.pop(name, None)
+            if uses[instruction.out] == 1 and instruction.out not in kept:
+                inner[instruction.out] = instruction
+                made_by[instruction.out] = i
+        pieces.append([instruction])
+    read = {name for piece in pieces for name in reads(piece[0])}
+    for name, i in made_by.items():
+        if name not in read:
+            pieces[i] = []
+    return expand(program, pieces)
+
+
+def _inlined(outer: Lincomb, inner: dict[str, Lincomb]) -> Lincomb:
+    """`outer` with the terms that `inner` defines written out, equal registers merged; unchanged if that made too many terms."""
+    merged: dict[str, float] = {}
+    bias = outer.bias
+    for c, name in outer.terms:
+        expanded = [(c, name)] if name not in inner else [(c * d, term) for d, term in inner[name].terms]
+        bias += c * inner[name].bias if name in inner else 0.0
+        for d, term in expanded:
+            merged[term] = merged.get(term, 0.0) + d
+    return outer if len(merged) > LIMITS["terms"] else Lincomb(outer.out, tuple((c, name) for name, c in merged.items()), bias)
 
 
 def _last_uses(program: Program) -> dict[str, int]:
@@ -51,6 +103,7 @@ def allocate(program: Program) -> Program:
     """
     last = _last_uses(program)
     names = {i.name: i.name for i in program.inputs}
+    inputs = set(names)
     free: list[str] = []
     made = 0
     instructions: list[Instruction] = []
@@ -67,9 +120,8 @@ def allocate(program: Program) -> Program:
         instructions.append(_renamed(instruction, before, names))
         if i + 1 in marks:
             states[i + 1] = names[marks[i + 1]]
-        inputs = {p.name for p in program.inputs}
-        for name in [n for n in names if last.get(n, -1) == i and n not in inputs]:
-            free.append(names.pop(name))
+        dead = [n for n in names if last.get(n, -1) == i and n not in inputs]
+        free.extend(names.pop(name) for name in dead)
     return replace(
         program,
         instructions=tuple(instructions),

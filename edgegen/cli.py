@@ -1,0 +1,355 @@
+"""The `edgegen` command. No logic of its own: it parses, calls, prints, and turns errors into exit codes.
+
+Exit codes: 0 ok, 1 error, 2 usage (recipe, names, values), 3 quality gate failed, 4 this device cannot run it, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import edgegen
+from edgegen.errors import EdgegenError, RecipeError, RuntimeFault, Status
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="edgegen", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Compile a few-step generative model into one .edgegen file, and run it.",
+)  # fmt: skip
+
+_stderr = Console(stderr=True)
+_USAGE = {
+    Status.BAD_RECIPE, Status.BAD_ARGUMENT, Status.UNKNOWN_NAME, Status.OUT_OF_RANGE, Status.BAD_SHAPE, Status.BAD_DTYPE,
+}  # fmt: skip
+_DEVICE = {Status.BACKEND_MISSING, Status.NO_VARIANT}
+
+RecipeArgument = Annotated[str, typer.Argument(help="Path of a recipe.toml, or the name of a family of export/.")]
+BundleArgument = Annotated[Path, typer.Argument(help="An .edgegen file.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key: --set gate.psnr_db=30. May repeat.")]
+ConditionOption = Annotated[
+    list[str] | None, typer.Option("--set", help="A condition: --set label=3, or one value per sample: --set label=0,1,2. May repeat.")
+]
+CacheOption = Annotated[Path | None, typer.Option("--cache-dir", help="Stage cache; default $EDGEGEN_CACHE, else ~/.cache/edgegen.")]
+PickleOption = Annotated[bool, typer.Option("--trust-pickle", help="Allow a checkpoint that may run code when it is opened.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+ThreadsOption = Annotated[int, typer.Option("--threads", min=0, help="Threads of the engine; 0 for one per core.")]
+VariantOption = Annotated[str | None, typer.Option("--variant", help="A variant by name; default: the bundle's first.")]
+
+
+def _exit_code(error: EdgegenError) -> int:
+    if error.code == Status.GATE_FAILED:
+        return 3
+    if error.code in _DEVICE:
+        return 4
+    return 2 if error.code in _USAGE else 1
+
+
+def _cache(given: Path | None) -> Path:
+    if given is not None:
+        return given
+    if os.environ.get("EDGEGEN_CACHE"):
+        return Path(os.environ["EDGEGEN_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgegen"
+
+
+@contextlib.contextmanager
+def _bars() -> Iterator[Callable[[str, str, int, int], None]]:
+    """A progress bar per stage, on standard error."""
+    columns = (
+        TextColumn("{task.fields[stage]:>9}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=_stderr) as progress:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, what: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(what, total=total, stage=stage)
+            progress.update(tasks[stage], completed=done, total=total, description=what)
+
+        yield report
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, sort_keys=True))
+
+
+def _plan(recipe: str, settings: list[str] | None, trust_pickle: bool) -> Any:
+    from edgegen.library import find_recipe
+    from edgegen.plan import make_plan
+    from edgegen.recipe import load_recipe
+
+    path = find_recipe(recipe)
+    plan = make_plan(load_recipe(path, settings or ()), path.resolve().parent, trust_pickle=trust_pickle)
+    if plan.trusted_pickle:
+        _stderr.print(f"[yellow]--trust-pickle: {plan.weights} is opened with Python's unpickler; the bundle is marked so[/]")
+    return plan
+
+
+@app.command()
+def build(
+    recipe: RecipeArgument,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The bundle to write; default NAME.edgegen.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be built; build nothing.")] = False,
+    settings: SetOption = None,
+    until: Annotated[str, typer.Option("--until", help="Stop after this stage: export, calibrate, quantize, compile, measure or pack.")] = "pack",
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Time the candidates and drop slow ones; without it builds are reproducible.")
+    ] = True,
+    cache_dir: CacheOption = None,
+    trust_pickle: PickleOption = False,
+) -> None:
+    """Build a bundle from a recipe: export, calibrate, quantize, compile, measure, pack."""
+    from edgegen.errors import nearest
+    from edgegen.pipeline import STAGES, Options
+    from edgegen.pipeline import build as build_bundle
+    from edgegen.workspace import Workspace, check_writable
+
+    if until not in STAGES:
+        raise RecipeError(f"--until: no stage {until!r}: {nearest(until, STAGES)}")
+    plan = _plan(recipe, settings, trust_pickle)
+    output = output or Path(f"{plan.recipe.name}.edgegen")
+    if dry_run:
+        for name, program in plan.programs.items():
+            _stderr.print(f"program {name}: {len(program.steps)} steps, NFE {sum(program.nfe.values())}")
+        _stderr.print(f"variants to try: float32, {', '.join(plan.recipe.quantization.precisions)}; stages: {', '.join(STAGES)}")
+        print(output)
+        return
+    check_writable(output)
+    with _bars() as report:
+        made = build_bundle(plan, output, Workspace(_cache(cache_dir)), Options(until, measure), report)
+    if made == output:
+        _verdict(output)
+    print(made)
+
+
+def _verdict(path: Path) -> None:
+    """One line per candidate: shipped or not, and why."""
+    from edgegen.bundle import open_bundle
+
+    bundle = open_bundle(path)
+    shipped = [v.name for v in bundle.manifest.variants]
+    for name, verdict in bundle.document("report")["variants"].items():
+        place = f"ships (choice {shipped.index(name) + 1})" if name in shipped else "stays out"
+        _stderr.print(f"{name:>9} {place}: {verdict['bytes'] / 1e6:.2f} MB; {verdict['why']}", highlight=False)
+
+
+@app.command()
+def export(
+    recipe: RecipeArgument,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The ONNX file to write; default NAME.onnx.")] = None,
+    settings: SetOption = None,
+    cache_dir: CacheOption = None,
+    trust_pickle: PickleOption = False,
+) -> None:
+    """Export a recipe's network to ONNX, compared with torch."""
+    from edgegen.pipeline import Options
+    from edgegen.pipeline import build as build_bundle
+    from edgegen.workspace import Workspace, check_writable, write_atomically
+
+    plan = _plan(recipe, settings, trust_pickle)
+    output = output or Path(f"{plan.recipe.name}.onnx")
+    check_writable(output)
+    with _bars() as report:
+        made = build_bundle(plan, output, Workspace(_cache(cache_dir)), Options("export"), report)
+    data = (made / "float32.onnx").read_bytes()
+    write_atomically(output, lambda f: f.write(data))
+    print(output)
+
+
+def _conditions(settings: list[str] | None) -> dict[str, Any]:
+    """--set name=value as numbers: one, or a list separated by commas."""
+    conditions: dict[str, Any] = {}
+    for setting in settings or ():
+        name, separator, text = setting.partition("=")
+        try:
+            values = [float(v) if any(c in v for c in ".eEnN") else int(v) for v in text.split(",")]
+        except ValueError:
+            values = []
+        if not separator or not values:
+            raise RuntimeFault(f"--set {setting!r}: expected name=number, or name=number,number,...", Status.BAD_ARGUMENT)
+        conditions[name.strip()] = np.asarray(values if len(values) > 1 else values[0])
+    return conditions
+
+
+@app.command()
+def run(
+    file: BundleArgument,
+    seed: Annotated[int, typer.Option("--seed", help="0 .. 2^64 - 1; equal seeds give equal noise on every device.")] = 0,
+    steps: Annotated[int | None, typer.Option("--steps", help="Pick the program with so many steps.")] = None,
+    program: Annotated[str | None, typer.Option("--program", help="Pick a program by name.")] = None,
+    settings: ConditionOption = None,
+    batch: Annotated[int, typer.Option("--batch", help="Number of samples.")] = 1,
+    output: Annotated[Path, typer.Option("-o", "--output", help="out.png (images) or out.npy.")] = Path("out.npy"),
+    columns: Annotated[int | None, typer.Option("--columns", min=1, help="Columns of the picture grid.")] = None,
+    variant: VariantOption = None,
+    threads: ThreadsOption = 0,
+    json_output: JsonOption = False,
+) -> None:
+    """Generate samples from a bundle."""
+    from edgegen.images import save_samples
+    from edgegen.workspace import check_writable
+
+    conditions = _conditions(settings)
+    check_writable(output)
+    with edgegen.load(file, variant=variant, threads=threads) as session, _bars() as bar:
+        samples = session.generate(
+            seed, steps, batch, program=program, on_step=lambda done, total, x: bar("run", f"step {done} of {total}", done, total), **conditions
+        )
+        report, sample = session.report, session.bundle.manifest.sample
+    save_samples(output, samples, sample, columns=columns)
+    figures = {
+        "program": report.program, "variant": report.variant, "nfe": dict(report.nfe), "milliseconds": round(report.total_seconds * 1e3, 3),
+        "component_milliseconds": {k: round(v * 1e3, 3) for k, v in report.seconds.items()}, "output": str(output),
+    }  # fmt: skip
+    if json_output:
+        _print_json(figures)
+        return
+    nfe = ", ".join(f"{name} x {n}" for name, n in report.nfe.items())
+    _stderr.print(f"{report.program} on {report.variant}: {nfe} evaluations, {figures['milliseconds']:.1f} ms", highlight=False)
+    print(output)
+
+
+@app.command()
+def inspect(file: BundleArgument, json_output: JsonOption = False) -> None:
+    """Say what is in a bundle: programs, conditions, variants, what was measured, members with their hashes."""
+    from edgegen.bundle import open_bundle
+    from edgegen.inspection import describe, facts
+
+    bundle = open_bundle(file)
+    if json_output:
+        _print_json(facts(bundle))
+        return
+    describe(bundle, Console())
+
+
+@app.command()
+def verify(file: BundleArgument, variant: VariantOption = None, threads: ThreadsOption = 0, json_output: JsonOption = False) -> None:
+    """Check every hash, then run the golden vectors on this device. Exit 1 if any differs."""
+    from edgegen.bundle import open_bundle
+    from edgegen.runtime.session import open_session
+
+    bundle = open_bundle(file)
+    names = [variant] if variant is not None else [v.name for v in bundle.manifest.variants]
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        with open_session(bundle, variant=name, threads=threads) as session:
+            for program, _, distance, tolerance in session.self_test():
+                rows.append({"variant": name, "program": program, "rmse": distance.rmse, "tolerance": tolerance, "ok": distance.rmse <= tolerance})
+    if json_output:
+        _print_json({"members": len(bundle.table), "golden": rows})
+    else:
+        table = Table("variant", "program", "RMSE", "tolerance", "")
+        for row in rows:
+            table.add_row(row["variant"], row["program"], f"{row['rmse']:.2e}", f"{row['tolerance']:.0e}", "ok" if row["ok"] else "DIFFERS")
+        Console().print(table)
+        print(f"{len(bundle.table)} members: every SHA-256 agrees")
+    if not all(row["ok"] for row in rows):
+        raise RuntimeFault(f"{file}: golden vectors differ on this device; do not ship this variant here", Status.BACKEND_FAILED)
+    if not json_output:
+        print(file)
+
+
+@app.command()
+def bench(
+    file: BundleArgument,
+    program: Annotated[str | None, typer.Option("--program", help="A program by name; default: the first.")] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1)] = 1,
+    warmup: Annotated[int, typer.Option("--warmup", min=0)] = 5,
+    iters: Annotated[int, typer.Option("--iters", min=1)] = 50,
+    variant: VariantOption = None,
+    threads: ThreadsOption = 0,
+    json_output: JsonOption = False,
+) -> None:
+    """Time a bundle on this device: percentiles, per component, and the share outside the networks."""
+    from edgegen.bundle import open_bundle
+    from edgegen.inspection import bench_variant
+
+    bundle = open_bundle(file)
+    names = [variant] if variant is not None else [v.name for v in bundle.manifest.variants]
+    with _bars() as bar:
+        rows = [
+            bench_variant(bundle, name, program, batch, warmup, iters, threads, lambda d, t, name=name: bar(name, "timing", d, t))  # type: ignore[misc]
+            for name in names
+        ]
+    if json_output:
+        _print_json(rows)
+        return
+    table = Table("variant", "program", "batch", "p50 ms", "p90 ms", "p99 ms", "networks ms", "outside", "peak RSS MiB")
+    for r in rows:
+        table.add_row(
+            r["variant"], r["program"], str(batch), f"{r['p50_ms']:.2f}", f"{r['p90_ms']:.2f}", f"{r['p99_ms']:.2f}",
+            f"{sum(r['component_ms'].values()):.2f}", f"{r['outside']:.1%}", f"{r['peak_rss_mib']:.0f}",
+        )  # fmt: skip
+    Console().print(table)
+    print(file)
+
+
+@app.command()
+def doctor(json_output: JsonOption = False) -> None:
+    """Say what this machine has: versions, engines, memory, cache. Exit 4 if nothing here can run a bundle."""
+    from edgegen.inspection import machine_facts
+
+    facts = machine_facts(_cache(None)) | {"python": platform.python_version(), "edgegen": edgegen.__version__}
+    if json_output:
+        _print_json(facts)
+    else:
+        table = Table(show_header=False)
+        for name, value in facts.items():
+            table.add_row(name, str(value))
+        Console().print(table)
+    if facts["onnxruntime"] == "not installed":
+        raise RuntimeFault("no engine on this machine; install one with: pip install 'edgegen[cpu]'", Status.BACKEND_MISSING)
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"edgegen {edgegen.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say which stages were found and which were made.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[RichHandler(console=_stderr, show_path=False)]
+    )
+
+
+def main() -> None:
+    """The console script: run the command, print errors as one line, exit with the documented code."""
+    try:
+        app(standalone_mode=True)
+    except EdgegenError as e:
+        _stderr.print(f"error: {e}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(_exit_code(e))
+    except KeyboardInterrupt:
+        _stderr.print("interrupted; completed stages are kept, the same command goes on from there")
+        sys.exit(130)
+    except MemoryError:
+        _stderr.print("error: out of memory; try a smaller batch or calibration set", style="red")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
