@@ -101,7 +101,7 @@ class VPLinear(_VariancePreserving):
 
     def log_alpha(self, t: Times) -> Array:
         t = np.asarray(t, np.float64)
-        return -0.25 * t * t * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
+        return np.asarray(-0.25 * t * t * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min)
 
     def inverse_log_alpha(self, log_alpha: Array) -> Array:
         slope = self.beta_max - self.beta_min
