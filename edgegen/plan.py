@@ -69,8 +69,6 @@ def _programs(recipe: Recipe, process: Process, model: Denoiser, null: dict[str,
         for steps in sampling.steps:
             program = _program(sampling, steps, process, recipe.model.prediction, model, null, i)
             name = program.name if program.name not in programs else f"{program.name}-{i}"
-            if name in programs:
-                raise RecipeError(f"programs[{i}]: {steps} steps are listed twice")
             programs[name] = Program(name, program.inputs, program.instructions, program.outputs, program.nfe, program.steps)
     return programs
 

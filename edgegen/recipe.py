@@ -227,6 +227,8 @@ def _check(recipe: Recipe, path: Path) -> None:
     for i, sampling in enumerate(recipe.programs):
         if sampling.guidance not in (None, 1.0) and not any(c.null is not None for c in recipe.conditions.values()):
             raise RecipeError(f"{path}: programs[{i}] uses guidance, so one condition needs `null`, its unconditional value")
+        if len(set(sampling.steps)) != len(sampling.steps):
+            raise RecipeError(f"{path}: programs[{i}]: steps {list(sampling.steps)} name one count twice")
         if isinstance(sampling.grid, tuple) and len(sampling.steps) != 1:
             raise RecipeError(f"{path}: programs[{i}]: a grid of times fits one step count, found {list(sampling.steps)}")
     unknown = set(recipe.quantization.precisions) - {"int8"}

@@ -27,6 +27,7 @@ __all__ = ["Workspace", "check_writable", "digest_file", "stage_digest", "write_
 _log = logging.getLogger(__name__)
 _STAMP = "stage.json"
 _TEMPORARY = "tmp-"
+_LOCK = ".lock"
 
 
 def digest_file(path: Path) -> str:
@@ -122,21 +123,25 @@ class Workspace:
         self.root = root
         try:
             root.mkdir(parents=True, exist_ok=True)
+            self._remove_stale()
         except OSError as e:
             raise write_error(root, e) from e
-        self._remove_stale()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the workspace for the short moments in which its list of directories changes."""
+        with (self.root / _LOCK).open("a+b") as f:
+            if sys.platform != "win32":
+                fcntl.flock(f.fileno(), fcntl.LOCK_EX)
+            yield
 
     def _remove_stale(self) -> None:
         """Remove what killed builds left: temporary directories whose lock nobody holds."""
-        for directory in self.root.glob(f"{_TEMPORARY}*"):
-            lock = directory / ".lock"
-            try:
-                with lock.open("a+b") as f:
+        with self._locked():
+            for directory in self.root.glob(f"{_TEMPORARY}*"):
+                with (directory / _LOCK).open("a+b") as f:
                     if sys.platform != "win32" and _try_lock(f):
                         shutil.rmtree(directory, ignore_errors=True)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    directory.rmdir()  # killed between mkdir and the lock: empty
 
     def stage(self, name: str, key: Mapping[str, Any], produce: Callable[[Path], None]) -> Path:
         """The directory that `produce` made from `key` (JSON values), now or in an earlier build.
@@ -159,30 +164,28 @@ class Workspace:
     @contextlib.contextmanager
     def _temporary(self, name: str) -> Iterator[Path]:
         directory = self.root / f"{_TEMPORARY}{name}-{os.getpid()}-{os.urandom(4).hex()}"
-        directory.mkdir()
-        try:
-            with (directory / ".lock").open("wb") as lock:
-                _try_lock(lock)
-                yield directory
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
+        with contextlib.ExitStack() as stack:
+            with self._locked():
+                directory.mkdir()
+                stack.callback(shutil.rmtree, directory, ignore_errors=True)
+                _try_lock(stack.enter_context((directory / _LOCK).open("wb")))
+            yield directory
 
     def _commit(self, directory: Path, final: Path, key: str) -> None:
-        files = sorted(p for p in directory.iterdir() if p.name != ".lock")
+        files = sorted(p for p in directory.iterdir() if p.name != _LOCK)
         for path in files:
             _sync(path)
         stamp = {"key": key, "files": {p.name: [p.stat().st_size, digest_file(p)] for p in files}}
         (directory / _STAMP).write_text(json.dumps(stamp, sort_keys=True))
         _sync(directory / _STAMP)
-        (directory / ".lock").unlink()
-        if final.exists():
-            shutil.rmtree(final)  # it was there and not whole
-        try:
+        with self._locked():
+            if self._is_whole(final):
+                return  # another build finished the same stage first
+            if final.exists():
+                shutil.rmtree(final)
+            (directory / _LOCK).unlink()
             directory.rename(final)
-        except OSError:
-            if not self._is_whole(final):  # else another build finished the same stage first
-                raise
-        _sync(self.root)
+            _sync(self.root)
 
     def _is_whole(self, directory: Path) -> bool:
         """Whether a stage directory has a stamp and the very bytes that it lists."""

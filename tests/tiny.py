@@ -15,7 +15,7 @@ summary = "a tiny denoiser for tests"
 
 [model]
 source = "tiny.onnx"
-prediction = "epsilon"
+prediction = "sample"
 sample_shape = [1, 8, 8]
 
 [process]
@@ -46,7 +46,7 @@ samples = 4
 batch = 2
 
 [gate]
-psnr_db = 5.0
+psnr_db = 20.0
 samples = 4
 """
 

@@ -197,11 +197,11 @@ def _condition(spec: ConditionSpec, value: npt.ArrayLike | None, batch: int) -> 
         raise RuntimeFault(f"condition {spec.name!r}: expected {expected}, found {value!r}", Status.BAD_DTYPE)
     if given.shape not in (wanted, spec.shape):
         raise RuntimeFault(f"condition {spec.name!r}: expected {expected}, found shape {list(given.shape)}", Status.BAD_SHAPE)
+    if given.dtype.kind == "f" and not np.isfinite(given).all():
+        raise RuntimeFault(f"condition {spec.name!r}: holds NaN or infinity", Status.NONFINITE)
     cast = given.astype(spec.dtype)
     if cast.dtype.kind in "iu" and not np.array_equal(cast, given):
         raise RuntimeFault(f"condition {spec.name!r}: expected {spec.dtype}, found {given.dtype.name} values that are not whole", Status.BAD_DTYPE)
-    if cast.dtype.kind == "f" and not np.isfinite(cast).all():
-        raise RuntimeFault(f"condition {spec.name!r}: holds NaN or infinity", Status.NONFINITE)
     allowed = (cast >= (-np.inf if spec.minimum is None else spec.minimum)) & (cast <= (np.inf if spec.maximum is None else spec.maximum))
     if not allowed.all() and not (spec.null is not None and np.all(allowed | (cast == spec.null))):
         raise RuntimeFault(f"condition {spec.name!r}: {cast[~allowed].flat[0]} is out of range{_range(spec)}", Status.OUT_OF_RANGE)

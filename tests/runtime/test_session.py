@@ -1,0 +1,256 @@
+"""Sessions over a real bundle in real ONNX Runtime."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import onnx
+import pytest
+
+import edgegen
+from edgegen.bundle import bundle_bytes, open_bundle, parse_bundle
+from edgegen.errors import BundleError, Cancelled, EdgegenError, RuntimeFault, Status
+from edgegen.program import interpret, normals
+from edgegen.runtime.session import open_session
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def session(tiny_bundle):
+    with edgegen.load(tiny_bundle, threads=1) as opened:
+        yield opened
+
+
+def test_generate_is_the_program_over_the_network(session, tiny_bundle):
+    import onnxruntime
+
+    found = session.generate(seed=3, label=2, batch=2, program="ddim-3")
+    network = onnxruntime.InferenceSession(tiny_model().SerializeToString())
+
+    def net(x, t, label):
+        return network.run(None, {"x": x, "t": np.full(len(x), t, np.float32), "label": label})[0]
+
+    inputs = {"x_T": normals(3, 0, (2, 1, 8, 8)), "label": np.array([2, 2])}
+    wanted = interpret(session.bundle.programs["ddim-3"], {"denoiser": net}, inputs, seed=3)["sample"]
+    assert found.shape == (2, 1, 8, 8) and found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_equal_seeds_are_equal_and_samples_do_not_depend_on_the_batch(session):
+    a, b = session.generate(seed=5), session.generate(seed=5)
+    assert a.tobytes() == b.tobytes()
+    assert not np.array_equal(a, session.generate(seed=6))
+    np.testing.assert_allclose(session.generate(seed=5, batch=3)[:1], a, atol=1e-6)
+
+
+def test_conditions_default_broadcast_and_vary_per_sample(session):
+    default = session.generate(seed=1)
+    np.testing.assert_array_equal(default, session.generate(seed=1, label=1))
+    np.testing.assert_array_equal(default, session.generate(seed=1, label=[1]))
+    varied = session.generate(seed=1, batch=2, label=[0, 3])
+    assert not np.allclose(varied[0], default[0])
+    np.testing.assert_array_equal(session.generate(seed=1, batch=2, label=np.float32(2)), session.generate(seed=1, batch=2, label=[2, 2]))
+
+
+def test_steps_pick_a_program_and_the_report_counts(session):
+    session.generate(steps=2)
+    assert session.report.program == "dpmpp_2m-2"
+    assert dict(session.report.nfe) == {"denoiser": 4}
+    session.generate()
+    assert session.report.program == "dpmpp_2m-4" and session.report.nfe["denoiser"] == 8
+    assert 0 < session.report.seconds["denoiser"] < session.report.total_seconds
+    assert 0 < session.report.overhead < 1
+    assert session.programs == ("dpmpp_2m-4", "dpmpp_2m-2", "ddim-3")
+
+
+def test_noise_may_be_given(session):
+    noise = normals(9, 0, (1, 1, 8, 8))
+    np.testing.assert_array_equal(session.generate(seed=0, noise=noise), session.generate(seed=9))
+
+
+def test_on_step_reports_and_cancels_and_the_session_goes_on(session):
+    seen = []
+    wanted = session.generate(seed=4, on_step=lambda done, total, x: seen.append((done, total, x.shape)))
+    assert seen == [(i, 4, (1, 1, 8, 8)) for i in (1, 2, 3, 4)]
+    with pytest.raises(Cancelled):
+        session.generate(seed=4, on_step=lambda done, total, x: done < 2)
+    np.testing.assert_array_equal(session.generate(seed=4), wanted)
+
+
+S = Status
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (dict(lable=1), "no condition 'lable': did you mean 'label'", S.UNKNOWN_NAME),
+        (dict(label=7), "label': 7 is out of range, from 0 to 3", S.OUT_OF_RANGE),
+        (dict(label=-1), "out of range", S.OUT_OF_RANGE),
+        (dict(label=1.5), "not whole", S.BAD_DTYPE),
+        (dict(label="three"), "expected int64", S.BAD_DTYPE),
+        (dict(label=object()), "expected int64", S.BAD_DTYPE),
+        (dict(label=[1, 2]), "found shape", S.BAD_SHAPE),
+        (dict(label=np.nan), "NaN or infinity", S.NONFINITE),
+        (dict(steps=5), r"no program of 5 steps in this bundle; it has 4 \(dpmpp_2m-4\), 2", S.OUT_OF_RANGE),
+        (dict(steps=0), "no program of 0 steps", S.OUT_OF_RANGE),
+        (dict(program="ddim-4"), "did you mean 'ddim-3'", S.UNKNOWN_NAME),
+        (dict(batch=0), "batch: expected a whole number in 1", S.OUT_OF_RANGE),
+        (dict(batch=1.0), "batch", S.OUT_OF_RANGE),
+        (dict(seed=-1), "expected a seed", S.OUT_OF_RANGE),
+        (dict(seed=2**64), "expected a seed", S.OUT_OF_RANGE),
+        (dict(noise=np.zeros((1, 8, 8), np.float32)), r"noise: expected float32\[1, 1, 8, 8\]", S.BAD_SHAPE),
+        (dict(noise=np.zeros((1, 1, 8, 8), np.int64)), "found int64", S.BAD_SHAPE),
+        (dict(noise=np.full((1, 1, 8, 8), np.nan)), "NaN", S.NONFINITE),
+    ],
+)
+def test_bad_calls_say_what_was_expected_and_leave_the_session_well(session, arguments, message, code):
+    with pytest.raises(EdgegenError, match=message) as e:
+        session.generate(**arguments)
+    assert e.value.code == code
+    session.generate()
+
+
+def test_a_null_label_is_allowed_where_the_recipe_names_one(session):
+    session.generate(label=4)
+
+
+def test_a_missing_condition_without_default_is_named(tiny_bundle):
+    bundle = open_bundle(tiny_bundle)
+    from dataclasses import replace
+
+    conditions = tuple(replace(c, default=None) for c in bundle.manifest.conditions)
+    again = bundle_bytes(replace(bundle.manifest, conditions=conditions), {name: bundle.member(name) for name in bundle.table})
+    with open_session(parse_bundle(again)) as opened, pytest.raises(RuntimeFault, match=r"condition 'label' is needed: .*from 0 to 3"):
+        opened.generate()
+
+
+def test_variants_by_name_and_golden_vectors(tiny_bundle):
+    for variant in ("float32", "int8"):
+        with edgegen.load(tiny_bundle, variant=variant) as opened:
+            for _, _, distance, tolerance in opened.self_test():
+                assert distance.rmse <= tolerance
+    with pytest.raises(RuntimeFault, match="no variant 'int4'") as e:
+        edgegen.load(tiny_bundle, variant="int4")
+    assert e.value.code == Status.NO_VARIANT
+
+
+def test_the_int8_variant_runs_in_integers(tiny_bundle, tmp_path):
+    import onnxruntime
+
+    bundle = open_bundle(tiny_bundle)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(bundle.member("denoiser.int8.onnx"), options)
+    kinds = [n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert kinds.count("QLinearConv") == 2 and "Conv" not in kinds
+
+
+def with_network(tiny_bundle, change):
+    """The tiny bundle with its float network changed."""
+    bundle = open_bundle(tiny_bundle)
+    model = onnx.load_model_from_string(bundle.member("denoiser.float32.onnx"))
+    change(model)
+    members = {name: bundle.member(name) for name in bundle.table} | {"denoiser.float32.onnx": model.SerializeToString()}
+    return parse_bundle(bundle_bytes(bundle.manifest, members))
+
+
+def external(model):
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../etc/passwd")
+
+
+def short(model):
+    model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[:-4]
+
+
+def function(model):
+    model.functions.add(name="f", domain="local")
+
+
+def subgraph(model):
+    model.graph.node[0].attribute.add(name="body", type=onnx.AttributeProto.GRAPH).g.name = "inner"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (external, "lies in another file"),
+        (short, "bytes for shape"),
+        (function, "model-local function"),
+        (subgraph, "holds a subgraph"),
+        (lambda m: setattr(m.graph.node[0], "domain", "evil"), "of the domain 'evil'"),
+        (lambda m: setattr(m.graph.input[0], "name", "y"), "its inputs are"),
+        (lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 11), "expected x: float32"),
+        (lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[2], "dim_value", 9), "expected x: float32"),
+        (lambda m: setattr(m.graph.initializer[0], "data_type", 8), "ONNX data type 8"),
+    ],
+)
+def test_a_network_that_is_not_self_contained_never_reaches_the_engine(tiny_bundle, change, message):
+    with pytest.raises(BundleError, match=message) as e:
+        open_session(with_network(tiny_bundle, change), variant="float32")
+    assert e.value.code == Status.INCONSISTENT
+
+
+def test_a_network_that_the_engine_refuses_is_a_backend_fault(tiny_bundle):
+    with pytest.raises(RuntimeFault, match="ONNX Runtime .* cannot open it") as e:
+        open_session(with_network(tiny_bundle, lambda m: setattr(m.graph.node[0], "op_type", "NoSuchOp")), variant="float32")
+    assert e.value.code == Status.BACKEND_FAILED
+
+
+def test_a_network_that_gives_nan_is_named(tiny_bundle):
+    def poison(model):
+        model.graph.initializer[0].raw_data = np.full(72, np.nan, np.float32).tobytes()
+
+    with open_session(with_network(tiny_bundle, poison), variant="float32") as opened, pytest.raises(RuntimeFault, match="NaN or infinity") as e:
+        opened.generate()
+    assert e.value.code == Status.NONFINITE
+
+
+def test_threads_share_a_session(session):
+    wanted = [session.generate(seed=s, label=s % 4).tobytes() for s in range(8)]
+    faults = []
+
+    def work(s):
+        for _ in range(30):
+            if session.generate(seed=s, label=s % 4).tobytes() != wanted[s]:
+                faults.append(s)
+        assert session.report.nfe["denoiser"] == 8
+
+    threads = [threading.Thread(target=work, args=(s,)) for s in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not faults
+
+
+def test_a_closed_session_and_an_early_report_are_errors(tiny_bundle):
+    opened = edgegen.load(tiny_bundle)
+    with pytest.raises(RuntimeFault, match="no report yet"):
+        _ = opened.report
+    opened.close()
+    with pytest.raises(RuntimeFault, match="closed"):
+        opened.generate()
+
+
+def test_importing_edgegen_needs_numpy_only():
+    code = (
+        "import sys; before = set(sys.modules); import edgegen, edgegen.errors, edgegen.program, edgegen.solvers, edgegen.diffusion\n"
+        "heavy = {m.split('.')[0] for m in set(sys.modules) - before} - set(sys.stdlib_module_names) - {'edgegen', 'numpy'}\n"
+        "sys.exit(repr(heavy) if {m for m in heavy if not m.startswith('_')} else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_onnx_runtime_the_fault_says_what_to_install(tiny_bundle):
+    code = (
+        "import sys; sys.modules['onnxruntime'] = None\nimport edgegen\n"
+        f"try:\n    edgegen.load({str(tiny_bundle)!r})\nexcept edgegen.errors.RuntimeFault as e:\n    print(int(e.code), e)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert out.startswith("400 ") and "pip install 'edgegen[cpu]'" in out
