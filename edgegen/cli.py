@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import platform
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -170,8 +171,7 @@ def export(
     check_writable(output)
     with _bars() as report:
         made = build_bundle(plan, output, Workspace(_cache(cache_dir)), Options("export"), report)
-    data = (made / "float32.onnx").read_bytes()
-    write_atomically(output, lambda f: f.write(data))
+    write_atomically(output, (made / "float32.onnx").read_bytes())
     print(output)
 
 
@@ -336,14 +336,23 @@ def _options(
     )
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C, under a name that Typer does not turn into its own "Aborted!"."""
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise _Interrupted
+
+
 def main() -> None:
     """The console script: run the command, print errors as one line, exit with the documented code."""
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         app(standalone_mode=True)
     except EdgegenError as e:
         _stderr.print(f"error: {e}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(_exit_code(e))
-    except KeyboardInterrupt:
+    except _Interrupted:
         _stderr.print("interrupted; completed stages are kept, the same command goes on from there")
         sys.exit(130)
     except MemoryError:

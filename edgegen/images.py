@@ -57,4 +57,4 @@ def save_samples(path: Path, samples: npt.NDArray[Any], spec: SampleSpec, *, col
         data = png_bytes(samples, spec.low, spec.high, columns=columns, scale=4 if max(spec.shape[1:]) <= 64 else 1)
     else:
         raise RuntimeFault(f"{path}: cannot write {path.suffix or 'a file without suffix'}; give a .png or .npy", Status.BAD_ARGUMENT)
-    write_atomically(path, lambda f: f.write(data))
+    write_atomically(path, data)

@@ -90,8 +90,7 @@ def build(
         measured = run("measure", key, lambda d, p: stages.measure(plan, compiled, d, p))
         if options.until == "measure":
             return measured
-    data = stages.pack(plan, exported, quantized, compiled, measured)
-    write_atomically(output, lambda f: f.write(data))
+    write_atomically(output, stages.pack(plan, exported, quantized, compiled, measured))
     if progress is not None:
         progress("pack", "written", 1, 1)
     return output

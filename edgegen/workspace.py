@@ -69,33 +69,30 @@ def check_writable(path: Path) -> None:
         raise write_error(path, e) from e
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """Write a file through a locked temporary sibling and a rename: `path` holds the old bytes or all of the new ones.
 
     Raises BuildError: the folder is absent or read-only, the disk is full, or another process is writing the same file.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
     try:
-        descriptor = os.open(temporary, flags, 0o644)
+        with os.fdopen(os.open(temporary, flags, 0o644), "wb", buffering=0) as f:
+            if not _try_lock(f) or not _is_file(f, temporary):
+                raise BuildError(f"another process is writing {path}; wait for it, or give another output", Status.CANNOT_WRITE)
+            try:
+                f.truncate()
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[f.write(rest) :]
+                os.fsync(f.fileno())
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+        _sync(path.parent)
     except OSError as e:
         raise write_error(path, e) from e
-    with os.fdopen(descriptor, "r+b") as f:
-        if not _try_lock(f) or not _is_file(f, temporary):
-            raise BuildError(f"another process is writing {path}; wait for it, or give another output", Status.CANNOT_WRITE)
-        try:
-            f.truncate()
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-            temporary.replace(path)
-            _sync(path.parent)
-        except OSError as e:
-            temporary.unlink(missing_ok=True)
-            raise write_error(path, e) from e
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
 
 
 def _is_file(f: IO[bytes], path: Path) -> bool:

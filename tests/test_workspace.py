@@ -115,34 +115,34 @@ def test_two_builds_at_once_agree_on_one_stage(tmp_path):
     assert contents(tmp_path) == [found[0].name]
 
 
-def test_an_interrupted_write_keeps_the_old_file(tmp_path):
+def test_an_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "out"
     path.write_bytes(b"old")
 
-    def write(f):
-        f.write(b"new, but only ha")
+    def interrupted(descriptor):
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_atomically(path, write)
+        write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_two_writers_of_one_file_do_not_mix(tmp_path):
+def test_two_writers_of_one_file_do_not_mix(tmp_path, monkeypatch):
     path = tmp_path / "out"
     inside, done = threading.Event(), threading.Event()
 
-    def slow(f):
-        f.write(b"slow")
+    def slow(descriptor):
         inside.set()
         done.wait(10)
 
-    thread = threading.Thread(target=write_atomically, args=(path, slow))
+    monkeypatch.setattr(os, "fsync", slow)
+    thread = threading.Thread(target=write_atomically, args=(path, b"slow"))
     thread.start()
     inside.wait(10)
     with pytest.raises(BuildError, match="another process is writing"):
-        write_atomically(path, lambda f: f.write(b"second"))
+        write_atomically(path, b"second")
     done.set()
     thread.join()
     assert path.read_bytes() == b"slow"
@@ -153,7 +153,7 @@ def test_a_symlink_at_the_temporary_name_is_not_followed(tmp_path):
     victim.write_text("precious")
     (tmp_path / ".out.tmp").symlink_to(victim)
     with pytest.raises(BuildError):
-        write_atomically(tmp_path / "out", lambda f: f.write(b"x"))
+        write_atomically(tmp_path / "out", b"x")
     assert victim.read_text() == "precious"
 
 

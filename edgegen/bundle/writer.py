@@ -53,5 +53,4 @@ def bundle_bytes(manifest: Manifest, members: Mapping[str, bytes]) -> bytes:
 
 def write_bundle(path: Path, manifest: Manifest, members: Mapping[str, bytes]) -> None:
     """Write the bundle atomically: `path` holds what it held before, or the whole new bundle. Errors: see `write_atomically`."""
-    data = bundle_bytes(manifest, members)
-    write_atomically(path, lambda f: f.write(data))
+    write_atomically(path, bundle_bytes(manifest, members))
