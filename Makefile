@@ -26,8 +26,8 @@ test-slow: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/pip install --quiet "openvino>=2026.1"
-	$(BIN)/python benchmarks/peers.py
-	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.quality
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit('edgegen needs Python 3.11 or newer, found ' + sys.version.split()[0]) if sys.version_info < (3, 11) else 0"

@@ -1,6 +1,6 @@
 """A small digit classifier: the judge of generated digits, and the features of their Frechet distance.
 
-    python benchmarks/classifier.py --data ../shared/data/mnist        (about two minutes; writes classifier.safetensors)
+    python -m benchmarks.classifier --data ../shared/data/mnist        (about two minutes; writes classifier.safetensors)
 
 Trained on images 0..7999 of MNIST's test set with small shifts; 8000..8999 choose nothing and are only reported.
 """

@@ -51,7 +51,12 @@ def test_equal_seeds_give_equal_files(built):
 
 
 def test_json_output_is_json(built):
-    for command in (["run", "t.edgegen", "-o", "j.npy", "--json"], ["inspect", "t.edgegen", "--json"], ["verify", "t.edgegen", "--json"], ["doctor", "--json"]):
+    for command in (
+        ["run", "t.edgegen", "-o", "j.npy", "--json"],
+        ["inspect", "t.edgegen", "--json"],
+        ["verify", "t.edgegen", "--json"],
+        ["doctor", "--json"],
+    ):
         json.loads(edgegen(*command, cwd=built)[0])
     rows = json.loads(edgegen("bench", "t.edgegen", "--iters", "5", "--warmup", "1", "--json", cwd=built)[0])
     assert {"p50_ms", "p90_ms", "p99_ms", "component_ms", "outside"} <= set(rows[0])
@@ -59,7 +64,17 @@ def test_json_output_is_json(built):
 
 def test_inspect_tells_a_newcomer_what_is_inside(built):
     out, _ = edgegen("inspect", "t.edgegen", cwd=built, env={"COLUMNS": "160"})
-    for fact in ("tiny: a tiny denoiser for tests", "1 x 8 x 8", "label", "from 0 to 3", "dpmpp_2m-4", "denoiser x 8", "float32", "SHA-256", "try: edgegen run"):
+    for fact in (
+        "tiny: a tiny denoiser for tests",
+        "1 x 8 x 8",
+        "label",
+        "from 0 to 3",
+        "dpmpp_2m-4",
+        "denoiser x 8",
+        "float32",
+        "SHA-256",
+        "try: edgegen run",
+    ):
         assert fact in out
 
 

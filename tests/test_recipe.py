@@ -83,7 +83,9 @@ def test_a_pickle_needs_trust(tmp_path):
 
 def test_settings_override_typed_values_and_list_entries(tmp_path):
     path = write_tiny(tmp_path)
-    recipe = load_recipe(path, ["gate.psnr_db=30", "programs.0.steps=[7]", "model.weights=some path.bin", "quantization.keep=['a*']", "summary=x = y"])
+    recipe = load_recipe(
+        path, ["gate.psnr_db=30", "programs.0.steps=[7]", "model.weights=some path.bin", "quantization.keep=['a*']", "summary=x = y"]
+    )
     assert recipe.gate.psnr_db == 30
     assert recipe.programs[0].steps == (7,)
     assert recipe.model.weights == "some path.bin"

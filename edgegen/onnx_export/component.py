@@ -93,10 +93,16 @@ def _load_module(path: Path, function: str, weights: Path | None, options: dict[
         except ExportError:
             raise
         except Exception as e:  # user code: anything may come out of it
-            raise ExportError(f"{path}:{function} failed: {type(e).__name__}: {e}") from e
+            raise ExportError(f"{path}:{function} failed: {type(e).__name__}: {_short(e)}") from e
     if not isinstance(module, torch.nn.Module):
         raise ExportError(f"{path}:{function} returned a {type(module).__name__}, expected a torch.nn.Module")
     return module
+
+
+def _short(error: BaseException, limit: int = 300) -> str:
+    """A message on one line, cut where it gets long (a checkpoint of another architecture lists every key)."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else f"{text[:limit]} ..."
 
 
 def _example(signature: Signature, conditions: Sequence[ConditionSpec], time: str, at: float, count: int) -> dict[str, np.ndarray[Any, Any]]:

@@ -46,15 +46,14 @@ _Read = Callable[[_State, int], Tensor]
 
 
 def _all_finite(value: Tensor) -> bool:
-    if math.isfinite(float(np.add.reduce(value, axis=None))):
-        return True
-    return bool(np.isfinite(value).all())  # the sum of finite numbers may overflow
+    """Whether no element is NaN or infinite; the sum of squares settles it in one pass, unless it overflows."""
+    return math.isfinite(np.vdot(value, value)) or bool(np.isfinite(value).all())
 
 
-def _round(value: float, dtype: np.dtype[Any]) -> Any:
-    """`value` in the interpreter's type, rounded once; numbers too large for it are refused."""
+def _round(value: float, dtype: np.dtype[Any]) -> Tensor:
+    """`value` in the interpreter's type, rounded once, as a 0-d array; numbers too large for it are refused."""
     with np.errstate(over="ignore"):
-        rounded = dtype.type(value)
+        rounded = np.asarray(value, np.float64).astype(dtype)
     if not np.isfinite(rounded):
         raise ProgramError(f"the number {value} does not fit {dtype.name}; use float64", Status.OUT_OF_RANGE)
     return rounded
@@ -111,7 +110,7 @@ class _Compiler:
     def one_branch(self, operands: tuple[Operand, ...]) -> _Read:
         operand = operands[0]
         if isinstance(operand, Imm):
-            constant = np.asarray(_round(operand.value, self.dtype))
+            constant = _round(operand.value, self.dtype)
             return lambda state, rows: constant
         name = operand.name
         if operand.scale == 1.0:

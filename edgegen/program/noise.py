@@ -20,17 +20,30 @@ __all__ = ["check_seed", "normals", "philox4x32"]
 Words = npt.NDArray[np.uint64]
 Doubles = npt.NDArray[np.float64]
 
+
+def _word(value: int) -> Words:
+    return np.array(value, np.uint64)
+
+
+def _double(value: float) -> Doubles:
+    return np.array(value, np.float64)
+
+
+# Constants are 0-d arrays: numpy combines them with an array in half the time that it takes for a scalar.
 _MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], np.uint64)
 _WEYL = np.array([[0x9E3779B9], [0xBB67AE85]], np.uint64)
 _ROUNDS = np.arange(10, dtype=np.uint64).reshape(10, 1, 1)
-_LOW = np.array([0xFFFFFFFF], np.uint64)
-_SHIFT32 = np.array([32], np.uint64)
+_LOW, _SHIFT32 = _word(0xFFFFFFFF), _word(32)
 
-_LN2 = float.fromhex("0x1.62e42fefa39efp-1")
-_SQRT2_MANTISSA = np.uint64(0x6A09E667F3BCD)
+_MANTISSA, _MANTISSA_BITS, _BIAS = _word(0xFFFFFFFFFFFFF), _word(52), _word(1023)
+_SQRT2_MANTISSA = _word(0x6A09E667F3BCD)
 """Mantissa bits of sqrt(2): above it the exponent is raised by one, so that the mantissa lies in [sqrt(1/2), sqrt(2)]."""
-_QUARTER_TURN = float.fromhex("0x1.921fb54442d18p+0")
-_LOG_TERMS = tuple(1.0 / k for k in (17, 15, 13, 11, 9, 7, 5, 3))
+_QUADRANT_BITS, _FRACTION, _ONE, _TWO = _word(30), _word(0x3FFFFFFF), _word(1), _word(2)
+_LN2 = _double(float.fromhex("0x1.62e42fefa39efp-1"))
+_TURN = _double(float.fromhex("0x1.921fb54442d18p+0") * 2.0**-30)
+_HALF_FRACTION = _double(2.0**29 - 0.5)
+_MINUS_TWO, _HALF, _UNIT, _SMALL = _double(-2.0), _double(0.5), _double(1.0), _double(2.0**-32)
+_LOG_TERMS = tuple(_double(1.0 / k) for k in (17, 15, 13, 11, 9, 7, 5, 3))
 _WAVE_TERMS = tuple(
     np.array([(-1.0) ** k / math.factorial(2 * k + 1), (-1.0) ** k / math.factorial(2 * k)]).reshape(2, 1, 1) for k in (7, 6, 5, 4, 3, 2, 1)
 )
@@ -70,38 +83,43 @@ def _horner(terms: Sequence[Any], z: Doubles) -> Doubles:
 def _log(u: Doubles) -> Doubles:
     """ln(u) for normal u in (0, 1): exponent from the bits, 2 artanh((m - 1) / (m + 1)) for the mantissa."""
     bits = u.view(np.uint64)
-    mantissa = bits & np.uint64(0xFFFFFFFFFFFFF)
-    raised = (mantissa > _SQRT2_MANTISSA).astype(np.uint64)
-    exponent = (bits >> np.uint64(52)) + raised
-    m = (mantissa | ((np.uint64(1023) - raised) << np.uint64(52))).view(np.float64)
-    s = (m - 1.0) / (m + 1.0)
+    mantissa = bits & _MANTISSA
+    raised = (mantissa > _SQRT2_MANTISSA).view(np.uint8).astype(np.uint64)
+    exponent = (bits >> _MANTISSA_BITS) + raised
+    m = (mantissa | ((_BIAS - raised) << _MANTISSA_BITS)).view(np.float64)
+    s = (m - _UNIT) / (m + _UNIT)
     z = s * s
     series = _horner(_LOG_TERMS, z)
     series *= z
     series *= s
     series += s
-    series *= 2.0
-    series += (exponent.astype(np.float64) - 1023.0) * _LN2
+    series += series
+    series += (exponent.view(np.int64) - 1023) * _LN2
     return series
 
 
 def _pair(w_radius: Words, w_angle: Words) -> tuple[Doubles, Doubles]:
     """Box and Muller on two words: the radius from the first, quadrant and angle from the second."""
-    u = (w_radius.astype(np.float64) + 0.5) * 2.0**-32
-    radius = np.sqrt(-2.0 * _log(u))
-    quadrant = w_angle >> np.uint64(30)
-    fraction = (w_angle & np.uint64(0x3FFFFFFF)).astype(np.float64) - (2.0**29 - 0.5)
-    theta = fraction * (_QUARTER_TURN * 2.0**-30)
+    u = w_radius.astype(np.float64)
+    u += _HALF
+    u *= _SMALL
+    radius = np.sqrt(_MINUS_TWO * _log(u))
+    quadrant = w_angle >> _QUADRANT_BITS
+    theta = (w_angle & _FRACTION).astype(np.float64)
+    theta -= _HALF_FRACTION
+    theta *= _TURN
     z = theta * theta
     waves = _horner(_WAVE_TERMS, z)
     waves *= z
     sine = waves[0] * theta
     sine += theta
-    cosine = waves[1] + 1.0
-    odd = (quadrant & np.uint64(1)).astype(bool)
+    cosine = waves[1] + _UNIT
+    odd = (quadrant & _ONE).astype(np.bool_)
     first, second = np.where(odd, -sine, cosine), np.where(odd, cosine, sine)
-    sign = np.where(quadrant >= np.uint64(2), -radius, radius)
-    return sign * first, sign * second
+    signed = np.where(quadrant >= _TWO, -radius, radius)
+    first *= signed
+    second *= signed
+    return first, second
 
 
 def normals(seed: int, draw: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:

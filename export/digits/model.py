@@ -1,13 +1,13 @@
 """The `digits` denoiser: a class-conditional U-Net for 28 x 28 grey digits.
 
 In: a noisy image, the process's time and a class label. Out: the predicted noise (epsilon).
-Built for integer hardware: almost all arithmetic sits in 3 x 3 convolutions of 64 and 128 channels at 14 x 14 and
-7 x 7, because the first convolution already halves the resolution.
+Almost all of its arithmetic sits in 3 x 3 convolutions, which is where int8 pays.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -40,27 +40,35 @@ class ResidualBlock(nn.Module):
 
 
 class DigitsUNet(nn.Module):
-    """epsilon(x, t, label) with 1.2 M parameters.
+    """epsilon(x, t, label) with 1.2 M parameters: 32 channels at 28 x 28, 64 at 14 x 14, 128 at 7 x 7, two blocks each way.
 
     x: float32[N, 1, 28, 28], data in [-1, 1]; t: float32[N], index 0..999 of the training betas (fractions allowed);
     label: int64[N], 0..9, or `NULL_LABEL`. Returns float32[N, 1, 28, 28].
     """
 
-    def __init__(self, width: int = 64) -> None:
+    def __init__(self, width: int = 32) -> None:
         super().__init__()
-        wide, c_embedding = 2 * width, 2 * width
+        c0, c1, c2, c_embedding = width, 2 * width, 4 * width, 4 * width
         self.frequencies = 32
         self.time1 = nn.Linear(2 * self.frequencies, c_embedding)
         self.time2 = nn.Linear(c_embedding, c_embedding)
         self.label = nn.Embedding(NULL_LABEL + 1, c_embedding)
-        self.conv_in = nn.Conv2d(1, width, 4, stride=2, padding=1)
-        self.encode = nn.ModuleList(ResidualBlock(width, width, c_embedding) for _ in range(2))
-        self.down = nn.Conv2d(width, wide, 3, stride=2, padding=1)
-        self.middle = nn.ModuleList(ResidualBlock(wide, wide, c_embedding) for _ in range(2))
-        self.up = nn.Conv2d(wide, width, 1)
-        self.decode = nn.ModuleList(ResidualBlock(c, width, c_embedding) for c in (2 * width, width))
-        self.norm_out = nn.GroupNorm(8, width)
-        self.conv_out = nn.Conv2d(width, 4, 3, padding=1)
+
+        def blocks(*channels: int) -> nn.ModuleList:
+            return nn.ModuleList(ResidualBlock(c_in, c_out, c_embedding) for c_in, c_out in pairwise(channels))
+
+        self.conv_in = nn.Conv2d(1, c0, 3, padding=1)
+        self.encode0 = blocks(c0, c0, c0)
+        self.down0 = nn.Conv2d(c0, c1, 3, stride=2, padding=1)
+        self.encode1 = blocks(c1, c1, c1)
+        self.down1 = nn.Conv2d(c1, c2, 3, stride=2, padding=1)
+        self.middle = blocks(c2, c2, c2)
+        self.up1 = nn.Conv2d(c2, c1, 1)
+        self.decode1 = blocks(2 * c1, c1, c1)
+        self.up0 = nn.Conv2d(c1, c0, 1)
+        self.decode0 = blocks(2 * c0, c0, c0)
+        self.norm_out = nn.GroupNorm(8, c0)
+        self.conv_out = nn.Conv2d(c0, 1, 3, padding=1)
 
     def embed(self, t: Tensor, label: Tensor) -> Tensor:
         """Sinusoids of t and a learned vector per class, mixed. Returns float32[N, c_embedding]."""
@@ -71,18 +79,20 @@ class DigitsUNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
         embedding = self.embed(t, label)
-        h = self.conv_in(x)
-        for block in self.encode:
-            h = block(h, embedding)
-        skip = h
-        h = self.down(h)
-        for block in self.middle:
-            h = block(h, embedding)
-        h = functional.interpolate(self.up(h), scale_factor=2.0, mode="nearest")
-        h = torch.cat([h, skip], dim=1)
-        for block in self.decode:
-            h = block(h, embedding)
-        return functional.pixel_shuffle(self.conv_out(functional.silu(self.norm_out(h))), 2)
+
+        def through(blocks: nn.ModuleList, h: Tensor) -> Tensor:
+            for block in blocks:
+                h = block(h, embedding)
+            return h
+
+        skip0 = through(self.encode0, self.conv_in(x))
+        skip1 = through(self.encode1, self.down0(skip0))
+        h = through(self.middle, self.down1(skip1))
+        h = functional.interpolate(self.up1(h), scale_factor=2.0, mode="nearest")
+        h = through(self.decode1, torch.cat([h, skip1], dim=1))
+        h = functional.interpolate(self.up0(h), scale_factor=2.0, mode="nearest")
+        h = through(self.decode0, torch.cat([h, skip0], dim=1))
+        return self.conv_out(functional.silu(self.norm_out(h)))
 
 
 def load(weights: Path) -> DigitsUNet:

@@ -285,7 +285,13 @@ def archives():
         f.writestr("manifest.json", "{}")
     with tarfile.open(fileobj=t, mode="w"):
         pass
-    return {"zip": z.getvalue(), "tar": t.getvalue(), "gzip": gzip.compress(SMALL), "elf": b"\x7fELF" + bytes(100), "png": b"\x89PNG\r\n\x1a\n" + bytes(100)}
+    return {
+        "zip": z.getvalue(),
+        "tar": t.getvalue(),
+        "gzip": gzip.compress(SMALL),
+        "elf": b"\x7fELF" + bytes(100),
+        "png": b"\x89PNG\r\n\x1a\n" + bytes(100),
+    }
 
 
 @pytest.mark.parametrize("kind", sorted(archives()))
@@ -344,7 +350,9 @@ def test_hex_floats_are_exact(value):
     assert canonical.from_hex(canonical.to_hex(value)).hex() == value.hex()
 
 
-@pytest.mark.parametrize("text", ["1.0", "0x1p+0", "0X1.0000000000000P+0", "nan", "inf", "", " 0x1.0000000000000p+0", "0x1.0000000000000p+00", 3, None])
+@pytest.mark.parametrize(
+    "text", ["1.0", "0x1p+0", "0X1.0000000000000P+0", "nan", "inf", "", " 0x1.0000000000000p+0", "0x1.0000000000000p+00", 3, None]
+)
 def test_other_spellings_of_floats_are_rejected(text):
     with pytest.raises(EdgegenError):
         canonical.from_hex(text)

@@ -167,5 +167,3 @@ def test_a_read_only_output_folder_is_refused_before_slow_work(tmp_path, mounted
     began = time.monotonic()
     fails(tmp_path / "recipe.toml", place / "o.edgegen", tmp_path / "cache", "cannot write")
     assert not (tmp_path / "cache").exists(), f"work was done first ({time.monotonic() - began:.1f} s)"
-
-

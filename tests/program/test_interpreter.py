@@ -103,9 +103,7 @@ def test_two_branches_are_one_call_on_twice_the_rows():
 
 
 def test_different_times_per_branch_become_one_value_per_row():
-    p = program(
-        Eval("f", {"x": (Reg("x_T"), Reg("x_T")), "t": (Imm(1.0), Imm(2.0))}, {"o": ("a", "b")}), Lincomb("y", ((1.0, "b"),)), nfe={"f": 2}
-    )
+    p = program(Eval("f", {"x": (Reg("x_T"), Reg("x_T")), "t": (Imm(1.0), Imm(2.0))}, {"o": ("a", "b")}), Lincomb("y", ((1.0, "b"),)), nfe={"f": 2})
     out = run(p, {"f": lambda x, t: x * t[:, None, None]}, x_T=X)
     np.testing.assert_allclose(out, 2 * X)
 

@@ -105,7 +105,7 @@ def test_the_known_answers_in_format_md_are_met():
 
 def test_box_muller_is_accurate_to_float32_against_libm():
     rng = np.random.default_rng(0)
-    for r, a in rng.integers(0, 2**32, (2000, 2)).tolist() + [[0, 0], [2**32 - 1, 2**32 - 1]]:
+    for r, a in [*rng.integers(0, 2**32, (2000, 2)).tolist(), [0, 0], [2**32 - 1, 2**32 - 1]]:
         radius = math.sqrt(-2 * math.log((r + 0.5) / 2**32))
         angle = (a >> 30) * math.pi / 2 + ((a & 0x3FFFFFFF) - (2**29 - 0.5)) * (math.pi / 2) / 2**30
         first, second = plain_pair(r, a)

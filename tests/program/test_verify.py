@@ -80,7 +80,9 @@ def test_every_rule_of_format_md_has_a_case():
 
 
 def test_a_sound_program_passes():
-    verify(program(EVAL, Noise("z", "x_T", 1), Clamp("c", "e", -1, 1), Threshold("t", "c", 0.9, 1, 2), Lincomb("y", ((1, "t"), (1, "z"))), nfe={"f": 1}))
+    verify(
+        program(EVAL, Noise("z", "x_T", 1), Clamp("c", "e", -1, 1), Threshold("t", "c", 0.9, 1, 2), Lincomb("y", ((1, "t"), (1, "z"))), nfe={"f": 1})
+    )
 
 
 def sound():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,7 @@ def test_euler_on_flow_equals_ddim_and_the_textbook_loop():
     grid = np.linspace(1.0, 0.0, 9)
     net = network(process, "flow")
     x = X_T.copy()
-    for t, after in zip(grid[:-1], grid[1:], strict=True):
+    for t, after in pairwise(grid):
         # at t = 1 alpha is 0: x0 given pure noise is the mixture's mean
         u = x - (0.3 * -1.2 + 0.5 * 0.4 + 0.2 * 1.5) if t == 1.0 else net(x, t)
         x = x + (after - t) * u

@@ -53,32 +53,35 @@ class OrtComponent:
         self.name = name
         self.signature = signature
         self._outputs = [o.name for o in self._session.get_outputs()]
-        self._specs = [(t.name, np.dtype(t.dtype), t.shape, t) for t in signature.inputs]
+        self._specs = {t.name: t for t in signature.inputs}
+        self._usual = [(t.name, np.dtype(t.dtype), len(t.shape), t.shape[1:] if t.shape[:1] == (BATCH,) else None) for t in signature.inputs]
 
     def feeds(self, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """`arrays` as the engine takes them: 0-d values filled to their declared shape, dtypes as declared, shapes checked."""
-        batch = next((len(a) for a in arrays.values() if a.ndim), 1)
-        return {name: self._feed(arrays, name, dtype, shape, spec, batch) for name, dtype, shape, spec in self._specs}
+        feeds = {}
+        for name, dtype, rank, tail in self._usual:
+            array = arrays.get(name)
+            if array is None or array.dtype != dtype or array.ndim != rank or array.shape[1:] != tail:
+                array = self._adapted(arrays, name)
+            feeds[name] = array
+        return feeds
 
-    def _feed(
-        self, arrays: dict[str, npt.NDArray[Any]], name: str, dtype: np.dtype[Any], shape: tuple[int | str, ...], spec: TensorSpec, batch: int
-    ) -> npt.NDArray[Any]:
-        array = arrays.get(name)
-        if array is None:
+    def _adapted(self, arrays: dict[str, npt.NDArray[Any]], name: str) -> npt.NDArray[Any]:
+        """One input that is not as declared [batch, ...]: cast, filled, or refused."""
+        spec = self._specs[name]
+        if name not in arrays:
             raise RuntimeFault(f"component {self.name!r} needs input {spec}", Status.UNKNOWN_NAME)
-        if array.dtype != dtype:
-            array = self._cast(array, dtype, spec)
-        if array.shape[1:] == shape[1:] and array.ndim == len(shape) and shape[:1] == (BATCH,):
-            return array
-        if array.ndim == 0 and shape:
-            return array.repeat(batch) if shape == (BATCH,) else np.full([batch if isinstance(size, str) else size for size in shape], array)
-        if array.ndim != len(shape) or any(size not in (BATCH, found) for size, found in zip(shape, array.shape, strict=True)):
+        array = self._cast(arrays[name], np.dtype(spec.dtype), spec)
+        if array.ndim == 0 and spec.shape:
+            batch = next((len(a) for a in arrays.values() if a.ndim), 1)
+            return array.repeat(batch) if spec.shape == (BATCH,) else np.full([batch if isinstance(n, str) else n for n in spec.shape], array)
+        if array.ndim != len(spec.shape) or any(n not in (BATCH, found) for n, found in zip(spec.shape, array.shape, strict=True)):
             raise RuntimeFault(f"component {self.name!r}: input {name!r} has shape {list(array.shape)}, expected {spec}", Status.BAD_SHAPE)
         return array
 
     def _cast(self, array: npt.NDArray[Any], dtype: np.dtype[Any], spec: TensorSpec) -> npt.NDArray[Any]:
         """To the declared dtype; a fraction offered as an integer (a time between two indices) is an error, not a truncation."""
-        cast = array.astype(dtype)
+        cast = array.astype(dtype, copy=False)
         if dtype.kind in "iu" and array.dtype.kind == "f" and not np.array_equal(cast, array):
             raise RuntimeFault(
                 f"component {self.name!r}: input {spec} takes whole numbers, found {array.flat[0]:g}; "

@@ -1,0 +1,170 @@
+"""Scales, ranges and where QDQ goes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from edgegen.calibration import Batch, Ranges, collect_ranges
+from edgegen.errors import BuildError, CalibrationError
+from edgegen.quantize import affine_uint8, bias_int32, per_channel_int8
+from edgegen.spec import Signature, TensorSpec
+from edgegen.targets.onnxruntime.qdq import plan, quantize, watched
+from tests.tiny import tiny_model
+
+SIGNATURE = Signature(
+    (TensorSpec("x", "float32", ("batch", 1, 8, 8)), TensorSpec("t", "float32", ("batch",)), TensorSpec("label", "int64", ("batch",))),
+    (TensorSpec("prediction", "float32", ("batch", 1, 8, 8)),),
+)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@settings(max_examples=10_000, deadline=None)
+@given(finite, finite)
+def test_scales_of_any_range_are_usable(a, b):
+    low, high = min(a, b), max(a, b)
+    scale, zero = affine_uint8(low, high)
+    assert np.isfinite(scale) and scale > 0
+    assert 0 <= int(zero) <= 255
+    if high - low > 1e-9 and abs(low) < 1e30 and abs(high) < 1e30:
+        for value in (low, 0.0, high):
+            q = min(max(round(value / float(scale)) + int(zero), 0), 255)
+            assert abs((q - int(zero)) * float(scale) - value) <= 1.01 * float(scale)
+    assert (int(zero) - int(zero)) * float(scale) == 0.0  # zero is exact: padding stays padding
+
+
+@pytest.mark.parametrize(("low", "high"), [(math.nan, 1), (0, math.inf), (-math.inf, 0), (2, 1)])
+def test_ranges_that_are_no_ranges_are_refused(low, high):
+    with pytest.raises(CalibrationError):
+        affine_uint8(low, high)
+
+
+def test_per_channel_weights_round_within_half_a_step_and_survive_dead_channels():
+    weight = np.random.default_rng(0).standard_normal((6, 3, 3, 3)).astype(np.float32)
+    weight[2] = 0
+    weight[3] *= 1e-30
+    q, scale = per_channel_int8(weight, 0)
+    assert q.dtype == np.int8 and q.min() >= -127
+    assert np.isfinite(scale).all() and (scale > 0).all()
+    error = np.abs(q * scale.reshape(-1, 1, 1, 1).astype(np.float64) - weight)
+    assert (error <= 0.5001 * scale.reshape(-1, 1, 1, 1)).all()
+    with pytest.raises(CalibrationError):
+        per_channel_int8(np.array([[np.nan]], np.float32), 0)
+
+
+def test_bias_is_in_the_accumulators_scale():
+    q, scale = bias_int32(np.array([0.5, -1e30, 0.0], np.float32), np.float32(0.1), np.array([0.01, 0.01, 1e-12], np.float32))
+    assert q.dtype == np.int32
+    assert abs(q[0] * float(scale[0]) - 0.5) <= float(scale[0])
+    assert q[1] == np.iinfo(np.int32).min
+
+
+def feeds(time=0.5, count=2, seed=0, value=None):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((count, 1, 8, 8)).astype(np.float32) if value is None else np.full((count, 1, 8, 8), value, np.float32)
+    return Batch("denoiser", time, {"x": x, "t": np.full(count, time, np.float32), "label": np.zeros(count, np.int64)})
+
+
+def ranges_of(batches, tensors=("x", "h", "c2")):
+    return collect_ranges({"denoiser": tiny_model()}, {"denoiser": SIGNATURE}, {"denoiser": tensors}, iter(batches))
+
+
+def test_ranges_are_kept_per_time_and_merge_over_batches():
+    a, b, c = feeds(0.5, seed=1), feeds(0.5, seed=2), feeds(0.1, seed=3)
+    ranges = ranges_of([a, b, c])
+    assert [row[0] for row in ranges.rows["x"]] == pytest.approx([0.1, 0.5])
+    both = np.concatenate([a.feeds["x"], b.feeds["x"]])
+    assert ranges.rows["x"][1][1:] == (float(both.min()), float(both.max()))
+    assert ranges.overall("x") == (min(both.min(), c.feeds["x"].min()), max(both.max(), c.feeds["x"].max()))
+    assert ranges.overall("h")[0] == 0.0  # after a Relu
+    assert Ranges.from_json(ranges.to_json()) == ranges
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_calibration_inputs_that_are_not_finite_are_refused_with_tensor_and_time(value):
+    with pytest.raises(CalibrationError, match="tensor 'x' is NaN or infinite at time 0.5"):
+        ranges_of([feeds(value=value)])
+
+
+def test_a_set_without_batches_is_refused():
+    with pytest.raises(CalibrationError, match="gave no batches"):
+        ranges_of([])
+
+
+def test_plan_names_its_nodes_and_keeps_what_it_is_told():
+    model = tiny_model()
+    assert [p.weight for p in plan(model, ["Conv"], [])] == ["w1", "w2"]
+    assert [p.weight for p in plan(model, ["Conv"], ["w1"])] == ["w2"]
+    assert [p.weight for p in plan(model, ["Conv"], ["conv*"])] == []
+    assert watched(model, plan(model, ["Conv"], [])) == ("x", "c1", "h", "c2")
+    with pytest.raises(BuildError, match="Known: Conv, Gemm, MatMul"):
+        plan(model, ["Softmax"], [])
+
+
+def run(model, batch, level=onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL, dump=None):
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = level
+    if dump is not None:
+        options.optimized_model_filepath = str(dump)
+    return onnxruntime.InferenceSession(model.SerializeToString(), options).run(None, batch.feeds)[0]
+
+
+def test_the_quantized_model_is_close_and_fused_and_deterministic(tmp_path):
+    model = tiny_model()
+    placements = plan(model, ["Conv"], [])
+    batch = feeds(count=16)
+    ranges = ranges_of([batch], watched(model, placements))
+    quantized = quantize(model, placements, ranges)
+    onnx.checker.check_model(quantized)
+    assert quantized.SerializeToString() == quantize(model, placements, ranges).SerializeToString()
+    assert model.SerializeToString() == tiny_model().SerializeToString()  # the input is untouched
+    exact, all_on = run(model, batch), run(quantized, batch, dump=tmp_path / "o.onnx")
+    all_off = run(quantized, batch, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
+    step = affine_uint8(*ranges.overall("c2"))[0]
+    assert np.abs(all_on - all_off).max() <= 2.01 * step
+    assert np.sqrt(np.mean((all_on - exact) ** 2)) < 0.02 * np.std(exact)
+    kinds = [n.op_type for n in onnx.load(tmp_path / "o.onnx").graph.node]
+    assert kinds.count("QLinearConv") == 2
+
+
+def test_coarser_scales_are_caught_by_the_distance():
+    """The negative control: ranges ten times too wide."""
+    model = tiny_model()
+    placements, batch = plan(model, ["Conv"], []), feeds(count=16)
+    ranges = ranges_of([batch], watched(model, placements))
+    wide = Ranges({name: tuple((t, 30 * a, 30 * b) for t, a, b in rows) for name, rows in ranges.rows.items()})
+    exact = run(model, batch)
+    assert np.sqrt(np.mean((run(quantize(model, placements, wide), batch) - exact) ** 2)) > 0.02 * np.std(exact)
+
+
+def gemm_model(trans_b, kind="Gemm"):
+    weight = np.random.default_rng(0).standard_normal((16, 8) if trans_b else (8, 16)).astype(np.float32)
+    initializers = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.ones(16, np.float32), "b")]
+    if kind == "Gemm":
+        nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "g", transB=int(trans_b))]
+    else:
+        nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], "m")]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 16])], initializers,
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.mark.parametrize(("kind", "trans_b", "fused"), [("Gemm", True, "QGemm"), ("Gemm", False, "QGemm"), ("MatMul", False, "MatMulIntegerToFloat")])
+def test_linear_layers_are_quantized_along_their_output_channels(tmp_path, kind, trans_b, fused):
+    model = gemm_model(trans_b, kind)
+    placements = plan(model, [kind], [])
+    x = np.random.default_rng(1).standard_normal((32, 8)).astype(np.float32)
+    ranges = Ranges({"x": ((0.0, float(x.min()), float(x.max())),)})
+    batch = Batch("f", 0.0, {"x": x})
+    exact, found = run(model, batch), run(quantize(model, placements, ranges), batch, dump=tmp_path / "o.onnx")
+    assert np.abs(found - exact).max() < 0.15
+    assert fused in [n.op_type for n in onnx.load(tmp_path / "o.onnx").graph.node]
