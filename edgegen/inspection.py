@@ -16,6 +16,7 @@ from edgegen.bundle import Bundle
 from edgegen.canonical import from_hex
 from edgegen.errors import RuntimeFault
 from edgegen.spec import ConditionSpec, default_conditions
+from edgegen.timing import machine
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -163,7 +164,6 @@ def _version(package: str) -> str:
 
 def machine_facts(cache: Path) -> dict[str, Any]:
     """Versions of what edgegen works with, the engine's providers, cores, memory and the cache's size."""
-    from edgegen.pipeline import machine
     from edgegen.targets.onnxruntime import onnxruntime_version
 
     try:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import logging
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgegen import __version__, stages
+from edgegen import stages
 from edgegen.errors import EdgegenError
 from edgegen.plan import Plan
 from edgegen.program import program_to_json
 from edgegen.recipe import recipe_to_json
+from edgegen.timing import machine
 from edgegen.workspace import Workspace, digest_file, stage_digest, write_atomically
 
 __all__ = ["STAGES", "Options", "build"]
 
 STAGES = ("export", "calibrate", "quantize", "compile", "measure", "pack")
-_log = logging.getLogger(__name__)
+Progress = Callable[[str, str, int, int], None]
+"""progress(stage, what is being done, done, total)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,76 +37,62 @@ def _versions(*packages: str) -> dict[str, str]:
     return {p: next((d.version for d in metadata.distributions(name=p)), "absent") for p in packages}
 
 
-def build(
-    plan: Plan, output: Path, workspace: Workspace, options: Options | None = None, progress: Callable[[str, str, int, int], None] | None = None
-) -> Path:
-    """Build the bundle at `output`, or stop after an earlier stage; returns the path of what was made.
+def _own_sources() -> str:
+    """The digest of edgegen's own code: a stage made by other code is not found again."""
+    package = Path(__file__).parent
+    files = sorted(package.rglob("*.py"))
+    return hashlib.sha256("".join(f"{p.relative_to(package)} {digest_file(p)}\n" for p in files).encode()).hexdigest()
 
-    progress(stage, what, done, total) is called often. Errors carry the stage's name; whatever stages were completed are kept.
-    """
-    options = options or Options()
-    recipe = recipe_to_json(plan.recipe)
-    programs = {name: program_to_json(p) for name, p in plan.programs.items()}
-    quantizing = bool(plan.recipe.quantization.precisions)
 
-    def run(name: str, key: dict[str, Any], produce: Callable[[Path, stages.Progress], None]) -> Path:
+class _Runner:
+    """Runs stages of one build: each is keyed by its inputs' content, its part of the recipe, and the code that makes it."""
+
+    def __init__(self, plan: Plan, workspace: Workspace, progress: Progress | None) -> None:
+        self.plan, self.workspace, self.progress, self.code = plan, workspace, progress, _own_sources()
+
+    def __call__(self, name: str, stage: Callable[..., None], inputs: tuple[Path | None, ...], key: dict[str, Any]) -> Path:
         def report(what: str, done: int, total: int) -> None:
-            if progress is not None:
-                progress(name, what, done, total)
+            if self.progress is not None:
+                self.progress(name, what, done, total)
 
-        def filled(directory: Path) -> None:
-            produce(directory, report)
-
+        digests = [stage_digest(directory) if directory else "" for directory in inputs]
         try:
-            return workspace.stage(name, {"edgegen": __version__, **key}, filled)
+            return self.workspace.stage(name, {"edgegen": self.code, "inputs": digests, **key}, lambda out: stage(self.plan, *inputs, out, report))
         except EdgegenError as e:
             raise type(e)(f"{name}: {e}", e.code) from e
 
-    key = {
-        "sources": dict(plan.sources), "model": recipe["model"], "conditions": recipe["conditions"], "times": [t.hex() for t in plan.times],
-        "versions": _versions("torch", "onnx", "onnxscript", "onnxruntime"),
-    }  # fmt: skip
-    made = exported = run("export", key, lambda d, p: stages.export(plan, d, p))
+
+def build(plan: Plan, output: Path, workspace: Workspace, options: Options | None = None, progress: Progress | None = None) -> Path:
+    """Build the bundle at `output`, or stop after an earlier stage; returns the path of what was made.
+
+    Errors carry the stage's name. Whatever stages were completed are kept, so the same call goes on from there.
+    """
+    options = options or Options()
+    until, run, recipe = options.until, _Runner(plan, workspace, progress), recipe_to_json(plan.recipe)
+    programs = {name: program_to_json(p) for name, p in plan.programs.items()}
+    engine = _versions("numpy", "onnx", "onnxruntime")
+
+    network = {"model": recipe["model"], "conditions": recipe["conditions"], "times": [t.hex() for t in plan.times]}
+    exported = run("export", stages.export, (), network | {"sources": dict(plan.sources), "versions": engine | _versions("torch", "onnxscript")})
     quantized: Path | None = None
-    if quantizing and STAGES.index(options.until) >= STAGES.index("calibrate"):
-        key = {
-            "export": stage_digest(exported), "set": digest_file(plan.calibration_file), "programs": programs,
-            "calibration": recipe["calibration"], "quantization": recipe["quantization"], "versions": _versions("numpy", "onnxruntime"),
-        }  # fmt: skip
-        made = calibrated = run("calibrate", key, lambda d, p: stages.calibrate(plan, exported, d, p))
-        if options.until != "calibrate":
-            key = {"export": stage_digest(exported), "calibrate": stage_digest(calibrated), "quantization": recipe["quantization"]}
-            made = quantized = run("quantize", key, lambda d, p: stages.quantize(plan, exported, calibrated, d, p))
-    if STAGES.index(options.until) < STAGES.index("compile"):
-        return made
-    key = {
-        "export": stage_digest(exported), "quantize": stage_digest(quantized) if quantized else "", "recipe": recipe, "programs": programs,
-        "pickle": int(plan.trusted_pickle), "versions": _versions("numpy", "onnxruntime"),
-    }  # fmt: skip
-    compiled = run("compile", key, lambda d, p: stages.compile_variants(plan, exported, quantized, d, p))
-    if options.until == "compile":
+    if until == "export":
+        return exported
+    if plan.recipe.quantization.precisions:
+        key = {"set": digest_file(plan.calibration_file), "calibration": recipe["calibration"], "quantization": recipe["quantization"]}
+        calibrated = run("calibrate", stages.calibrate, (exported,), key | {"programs": programs, "versions": engine})
+        if until == "calibrate":
+            return calibrated
+        quantized = run("quantize", stages.quantize, (exported, calibrated), {"quantization": recipe["quantization"]})
+    if until in ("calibrate", "quantize"):
+        return quantized or exported
+    key = {"recipe": recipe, "programs": programs, "pickle": int(plan.trusted_pickle), "versions": engine}
+    compiled = run("compile", stages.compile_variants, (exported, quantized), key)
+    if until == "compile":
         return compiled
-    measured: Path | None = None
-    if options.measured:
-        key = {"compile": stage_digest(compiled), "machine": machine(), "versions": _versions("onnxruntime")}
-        measured = run("measure", key, lambda d, p: stages.measure(plan, compiled, d, p))
-        if options.until == "measure":
-            return measured
+    measured = run("measure", stages.measure, (compiled,), {"machine": machine(), "versions": engine}) if options.measured else None
+    if until == "measure":
+        return measured or compiled
     write_atomically(output, stages.pack(plan, exported, quantized, compiled, measured))
     if progress is not None:
         progress("pack", "written", 1, 1)
     return output
-
-
-def machine() -> str:
-    """What makes a measurement valid on another run: the processor's name and the number of cores."""
-    import os
-    import platform
-
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
-    except OSError:
-        pass
-    return f"{model}, {os.cpu_count()} cores"

@@ -12,7 +12,7 @@ from edgegen.calibration import CalibrationSet, calibration_set
 from edgegen.diffusion import Process, make_process
 from edgegen.errors import EdgegenError, RecipeError
 from edgegen.library import data_folders
-from edgegen.onnx_export.component import check_weights_file, source_file
+from edgegen.onnx_export.component import check_tools, check_weights_file, source_file
 from edgegen.program import Eval, Imm, Program
 from edgegen.recipe import Recipe, Sampling
 from edgegen.solvers import Denoiser, Guidance, build_program
@@ -122,6 +122,7 @@ def make_plan(recipe: Recipe, folder: Path, *, trust_pickle: bool = False) -> Pl
     if weights is not None:
         check_weights_file(weights, trust_pickle=trust_pickle)
     calibration, calibration_file = calibration_set(recipe.calibration.set, [folder, *data_folders("calib")])
+    check_tools(source_file(model.source, folder)[1])
     sample = SampleSpec(model.sample_shape, recipe.sample.kind, recipe.sample.low, recipe.sample.high)
     return Plan(
         recipe, folder, signature, conditions, sample, programs, weights, trust_pickle and weights is not None and weights.suffix != ".safetensors",

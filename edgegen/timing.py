@@ -8,15 +8,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from edgegen.errors import BuildError
 
-__all__ = ["alternate", "serve"]
+__all__ = ["alternate", "machine", "serve"]
+
+
+def machine() -> str:
+    """What makes a measurement valid in another build: the processor's name and the number of cores."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+    return f"{model}, {os.cpu_count()} cores"
 
 
 def serve(run: Callable[[], object]) -> None:

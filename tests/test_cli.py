@@ -191,6 +191,20 @@ def test_without_onnx_runtime_the_exit_code_is_4(built):
     assert "pip install 'edgegen[cpu]'" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("absent", "message"), [("torch", "needs torch; install with: pip install 'edgegen[torch]'"), ("onnxruntime", "edgegen[cpu]")]
+)
+def test_a_missing_tool_is_said_before_slow_work(tmp_path, absent, message):
+    write_tiny(tmp_path)
+    (tmp_path / "model.py").write_text("raise SystemExit('it was loaded')")
+    code = f"import sys; sys.modules[{absent!r}] = None; from edgegen.cli import main; main()"
+    arguments = ["build", "recipe.toml", "--cache-dir", "c", "--set", "model.source=model.py:load"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 4
+    assert message in " ".join(done.stderr.split())
+    assert not (tmp_path / "c").exists()
+
+
 def test_version():
     import edgegen as package
 

@@ -16,7 +16,7 @@ from edgegen.errors import ExportError, Status, nearest
 from edgegen.onnx_export.onnx_file import read_onnx_file
 from edgegen.onnx_export.torch_module import export_module
 from edgegen.spec import BATCH, ConditionSpec, Signature
-from edgegen.targets.onnxruntime import OrtComponent
+from edgegen.targets.onnxruntime import OrtComponent, onnxruntime_version
 
 if TYPE_CHECKING:
     import torch
@@ -74,10 +74,8 @@ def _importable(folder: Path) -> Iterator[None]:
 
 def _load_module(path: Path, function: str, weights: Path | None, options: dict[str, Any]) -> torch.nn.Module:
     """Call the user's function and return its torch.nn.Module."""
-    try:
-        import torch
-    except ImportError as e:
-        raise ExportError("exporting a PyTorch model needs torch; install it with: pip install 'edgegen[torch]'", Status.BACKEND_MISSING) from e
+    import torch
+
     spec = importlib.util.spec_from_file_location(f"edgegen_model_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     source = importlib.util.module_from_spec(spec)
@@ -119,6 +117,16 @@ def _example(signature: Signature, conditions: Sequence[ConditionSpec], time: st
         else:
             example[tensor.name] = rng.standard_normal(shape).astype(tensor.dtype)
     return example
+
+
+def check_tools(function: str | None) -> None:
+    """Raise now, before slow work, if ONNX Runtime or (for a PyTorch source) torch and onnxscript are not installed."""
+    onnxruntime_version()
+    missing = [package for package in ("torch", "onnxscript") if function is not None and importlib.util.find_spec(package) is None]
+    if missing:
+        raise ExportError(
+            f"exporting a PyTorch model needs {' and '.join(missing)}; install with: pip install 'edgegen[torch]'", Status.BACKEND_MISSING
+        )
 
 
 def check_weights_file(weights: Path, *, trust_pickle: bool) -> None:
