@@ -132,9 +132,15 @@ def test_a_network_that_returns_nan_is_named(bad):
 
 
 @pytest.mark.filterwarnings("ignore:overflow")
-def test_huge_finite_outputs_are_not_mistaken_for_infinity():
+@pytest.mark.parametrize("size", [60, 10_000])
+def test_huge_finite_outputs_are_not_mistaken_for_infinity_nor_infinity_for_finite(size):
     p = program(Eval("f", {"x": (Reg("x_T"),)}, {"o": ("y",)}), nfe={"f": 1})
-    assert np.isfinite(run(p, {"f": lambda x: np.full_like(x, 3e38)}, x_T=X)).all()
+    x = np.zeros((1, size), np.float32)
+    assert np.isfinite(run(p, {"f": lambda x: np.full_like(x, 3e38)}, x_T=x)).all()
+    for bad in (np.nan, np.inf, -np.inf):
+        x[0, -1] = bad
+        with pytest.raises(RuntimeFault, match="NaN or infinity"):
+            run(p, {"f": lambda x: x}, x_T=x)
 
 
 def two_evals():
