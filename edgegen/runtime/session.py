@@ -73,6 +73,8 @@ class Session:
         self.bundle = bundle
         self.variant = variant
         self._programs = {name: Executable(program) for name, program in bundle.programs.items()}
+        specs = {c.name: c for c in bundle.manifest.conditions}
+        self._needed = {name: {i.name: specs[i.name] for i in program.inputs if i.kind == "condition"} for name, program in bundle.programs.items()}
         self._thread = threading.local()
         self._components: dict[str, OrtComponent] = {}
         for name, member in variant.components.items():
@@ -116,11 +118,12 @@ class Session:
         executable = self._programs[name]
         if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or not 1 <= batch <= 65_536:
             raise RuntimeFault(f"batch: expected a whole number in 1 .. 65536, found {batch!r}", Status.OUT_OF_RANGE)
-        inputs: dict[str, Tensor] = self._conditions(executable, conditions, int(batch))
         began = time.perf_counter()
+        inputs = self._conditions(name, conditions, int(batch))
         for declared in executable.program.inputs:
             if declared.kind == "noise":
-                inputs[declared.name] = self._noise(seed, noise, int(batch)) * np.float32(declared.scale)
+                start = self._noise(seed, noise, int(batch))
+                inputs[declared.name] = start if declared.scale == 1.0 else start * np.float32(declared.scale)
         timed = {component: _Timed(opened) for component, opened in self._components.items()}
         sample = executable.run(timed, inputs, seed=seed, on_step=on_step)["sample"]
         total = time.perf_counter() - began
@@ -152,9 +155,8 @@ class Session:
             raise RuntimeFault("noise: holds NaN or infinity", Status.NONFINITE)
         return given.astype(np.float32)
 
-    def _conditions(self, executable: Executable, given: Mapping[str, npt.ArrayLike], batch: int) -> dict[str, Tensor]:
-        needed = {i.name for i in executable.program.inputs if i.kind == "condition"}
-        specs = {c.name: c for c in self.bundle.manifest.conditions if c.name in needed}
+    def _conditions(self, program: str, given: Mapping[str, npt.ArrayLike], batch: int) -> dict[str, Tensor]:
+        specs = self._needed[program]
         for name in given:
             if name not in specs:
                 raise RuntimeFault(f"no condition {name!r}: {nearest(name, specs)}", Status.UNKNOWN_NAME)

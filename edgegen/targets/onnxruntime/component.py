@@ -33,6 +33,14 @@ def onnxruntime_version() -> str:
     return str(_onnxruntime().__version__)
 
 
+def _rows(arrays: dict[str, npt.NDArray[Any]]) -> int:
+    """The batch: rows of the first array that has any."""
+    for array in arrays.values():
+        if array.ndim:
+            return len(array)
+    return 1
+
+
 class OrtComponent:
     """A network in ONNX Runtime's CPU provider; a context manager. Calls may come from several threads at once.
 
@@ -61,8 +69,11 @@ class OrtComponent:
         feeds = {}
         for name, dtype, rank, tail in self._usual:
             array = arrays.get(name)
-            if array is None or array.dtype != dtype or array.ndim != rank or array.shape[1:] != tail:
+            if array is None or array.dtype != dtype:
                 array = self._adapted(arrays, name)
+            elif array.ndim != rank or array.shape[1:] != tail:
+                # a time, the same for all rows, is the usual case of the unusual
+                array = array.repeat(_rows(arrays)) if rank == 1 and array.ndim == 0 and tail == () else self._adapted(arrays, name)
             feeds[name] = array
         return feeds
 
@@ -73,8 +84,7 @@ class OrtComponent:
             raise RuntimeFault(f"component {self.name!r} needs input {spec}", Status.UNKNOWN_NAME)
         array = self._cast(arrays[name], np.dtype(spec.dtype), spec)
         if array.ndim == 0 and spec.shape:
-            batch = next((len(a) for a in arrays.values() if a.ndim), 1)
-            return array.repeat(batch) if spec.shape == (BATCH,) else np.full([batch if isinstance(n, str) else n for n in spec.shape], array)
+            return np.full([_rows(arrays) if isinstance(n, str) else n for n in spec.shape], array)
         if array.ndim != len(spec.shape) or any(n not in (BATCH, found) for n, found in zip(spec.shape, array.shape, strict=True)):
             raise RuntimeFault(f"component {self.name!r}: input {name!r} has shape {list(array.shape)}, expected {spec}", Status.BAD_SHAPE)
         return array
