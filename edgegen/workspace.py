@@ -63,8 +63,10 @@ def check_writable(path: Path) -> None:
         raise BuildError(f"cannot write {path}: it is a folder; give a file name", Status.CANNOT_WRITE)
     probe = path.with_name(f".{path.name}.tmp")
     try:
-        os.close(os.open(probe, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644))
+        os.close(os.open(probe, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644))
         probe.unlink()
+    except FileExistsError:
+        return  # left by a killed build, or another build is writing now: write_atomically tells them apart
     except OSError as e:
         raise write_error(path, e) from e
 

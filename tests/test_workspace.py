@@ -164,6 +164,14 @@ def test_places_that_cannot_be_written_are_refused_at_once(tmp_path, place):
     assert e.value.code == Status.CANNOT_WRITE
 
 
+def test_checking_a_place_leaves_another_writers_file_alone(tmp_path):
+    (tmp_path / ".out.tmp").write_text("someone is writing this")
+    check_writable(tmp_path / "out")
+    assert (tmp_path / ".out.tmp").read_text() == "someone is writing this"
+    check_writable(tmp_path / "other")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.tmp"]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere; tests/faults mounts a read-only folder instead")
 def test_a_read_only_folder_is_refused_at_once(tmp_path):
     tmp_path.chmod(0o500)

@@ -30,7 +30,8 @@ class ResidualBlock(nn.Module):
         self.norm2 = nn.GroupNorm(8, c_out)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.weight)  # a new block is the identity
+        nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.embed(embedding)[:, :, None, None].chunk(2, dim=1)
@@ -40,7 +41,7 @@ class ResidualBlock(nn.Module):
 
 
 class DigitsUNet(nn.Module):
-    """epsilon(x, t, label) with 1.2 M parameters: 32 channels at 28 x 28, 64 at 14 x 14, 128 at 7 x 7, two blocks each way.
+    """epsilon(x, t, label) with 1.4 M parameters: 32 channels at 28 x 28 in four blocks each way, 64 at 14 x 14 and 128 at 7 x 7 in two.
 
     x: float32[N, 1, 28, 28], data in [-1, 1]; t: float32[N], index 0..999 of the training betas (fractions allowed);
     label: int64[N], 0..9, or `NULL_LABEL`. Returns float32[N, 1, 28, 28].
@@ -58,7 +59,7 @@ class DigitsUNet(nn.Module):
             return nn.ModuleList(ResidualBlock(c_in, c_out, c_embedding) for c_in, c_out in pairwise(channels))
 
         self.conv_in = nn.Conv2d(1, c0, 3, padding=1)
-        self.encode0 = blocks(c0, c0, c0)
+        self.encode0 = blocks(c0, c0, c0, c0, c0)
         self.down0 = nn.Conv2d(c0, c1, 3, stride=2, padding=1)
         self.encode1 = blocks(c1, c1, c1)
         self.down1 = nn.Conv2d(c1, c2, 3, stride=2, padding=1)
@@ -66,7 +67,7 @@ class DigitsUNet(nn.Module):
         self.up1 = nn.Conv2d(c2, c1, 1)
         self.decode1 = blocks(2 * c1, c1, c1)
         self.up0 = nn.Conv2d(c1, c0, 1)
-        self.decode0 = blocks(2 * c0, c0, c0)
+        self.decode0 = blocks(2 * c0, c0, c0, c0, c0)
         self.norm_out = nn.GroupNorm(8, c0)
         self.conv_out = nn.Conv2d(c0, 1, 3, padding=1)
 
