@@ -65,10 +65,14 @@ def _round(value: float, dtype: np.dtype[Any]) -> Tensor:
 
 
 class _Compiler:
-    """Turns each instruction into a closure over its rounded numbers. constant: registers that keep the caller's value."""
+    """Turns each instruction into a closure over its rounded numbers.
 
-    def __init__(self, dtype: np.dtype[Any], constant: frozenset[str]) -> None:
+    constant: registers that keep the caller's value. checked: whether each network output is looked at for NaN and infinity.
+    """
+
+    def __init__(self, dtype: np.dtype[Any], constant: frozenset[str], checked: bool) -> None:
         self.dtype = dtype
+        self.checked = checked
         self.constant = constant
         self.slots: dict[tuple[Operand, ...], int] = {}
 
@@ -86,7 +90,7 @@ class _Compiler:
                 return self.threshold(instruction)
 
     def evaluate(self, instruction: Eval, index: int) -> _Action:
-        component, branches, dtype = instruction.component, instruction.branches, self.dtype
+        component, branches, dtype, checked = instruction.component, instruction.branches, self.dtype, self.checked
         gather = self.one_branch if branches == 1 else self.many_branches
         inputs = [(name, gather(operands)) for name, operands in instruction.inputs.items()]
         rows_from = next(o.name for operands in instruction.inputs.values() for o in operands if isinstance(o, Reg))
@@ -97,8 +101,10 @@ class _Compiler:
             rows = registers[rows_from].shape[0] if branches > 1 else 0
             result = state.networks[component](**{name: read(state, rows) for name, read in inputs})
             for name, targets in outputs:
-                value = np.asarray(_output(result, name, component, len(outputs)), dtype)
-                if not _all_finite(value):
+                value = result.get(name) if type(result) is dict else None
+                if value is None or value.dtype != dtype:
+                    value = np.asarray(_output(result, name, component, len(outputs)), dtype)
+                if checked and not _all_finite(value):
                     raise RuntimeFault(f"component {component!r} returned NaN or infinity in {name!r} at instruction {index}", Status.NONFINITE)
                 if branches == 1:
                     registers[targets[0]] = value
@@ -209,7 +215,7 @@ class _Compiler:
 
 
 def _output(result: Tensor | Mapping[str, Tensor], name: str, component: str, count: int) -> Tensor:
-    if type(result) is not dict and not isinstance(result, Mapping):  # the first test is the fast one
+    if not isinstance(result, Mapping):
         if count == 1:
             return result
         raise RuntimeFault(f"component {component!r} returned one array, expected a dict with {count} outputs", Status.BAD_SHAPE)
@@ -234,14 +240,21 @@ class Executable:
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
             raise ProgramError(f"expected dtype float32 or float64, found {self.dtype.name}", Status.BAD_DTYPE)
+        # NaN and infinity reach the outputs through everything but a clamp, so without one a look at the end is enough
+        self._actions = self._compiled(checked=any(isinstance(i, (Clamp, Threshold)) for i in program.instructions))
+
+    def _compiled(self, *, checked: bool) -> list[_Action]:
+        """One action per instruction and step mark."""
+        program = self.program
         written = {name for instruction in program.instructions for name in writes(instruction)}
-        compiler = _Compiler(self.dtype, frozenset(i.name for i in program.inputs if i.kind == "condition") - written)
+        compiler = _Compiler(self.dtype, frozenset(i.name for i in program.inputs if i.kind == "condition") - written, checked)
         marks = {step.after: _mark(i + 1, len(program.steps), step.state) for i, step in enumerate(program.steps)}
-        self._actions: list[_Action] = []
+        actions: list[_Action] = []
         for i, instruction in enumerate(program.instructions):
-            self._actions.append(compiler.action(instruction, i))
+            actions.append(compiler.action(instruction, i))
             if i + 1 in marks:
-                self._actions.append(marks[i + 1])
+                actions.append(marks[i + 1])
+        return actions
 
     def run(
         self, networks: Mapping[str, Network], inputs: Mapping[str, npt.ArrayLike], *, seed: int = 0, on_step: OnStep | None = None
@@ -260,10 +273,25 @@ class Executable:
             if name not in inputs:
                 raise RuntimeFault(f"program {program.name!r} needs input {name!r} ({spec.kind})", Status.UNKNOWN_NAME)
             registers[name] = np.asarray(inputs[name], self.dtype) if spec.kind == "noise" else np.asarray(inputs[name])
+        initial = dict(registers)
         state = _State(registers, networks, check_seed(seed), on_step)
-        for action in self._actions:
+        with np.errstate(over="ignore", invalid="ignore"):
+            for action in self._actions:
+                action(state)
+            outputs = {name: registers[register] for name, register in program.outputs.items()}
+            if not all(_all_finite(value) for value in outputs.values()):
+                self._explain(_State(initial, networks, state.seed, None))
+        return outputs
+
+    def _explain(self, state: _State) -> None:
+        """Run once more, looking at each network output, to say where NaN or infinity came from."""
+        for action in self._compiled(checked=True):
             action(state)
-        return {name: registers[register] for name, register in program.outputs.items()}
+        raise RuntimeFault(
+            f"program {self.program.name!r}: a sample is NaN or infinite although the networks' outputs are not; "
+            f"an input is, or {self.dtype.name} overflows",
+            Status.NONFINITE,
+        )
 
 
 def compile_program(program: Program, dtype: npt.DTypeLike = np.float32) -> Executable:
