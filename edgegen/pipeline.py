@@ -13,7 +13,6 @@ from edgegen import stages
 from edgegen.errors import EdgegenError
 from edgegen.plan import Plan
 from edgegen.program import program_to_json
-from edgegen.recipe import recipe_to_json
 from edgegen.timing import machine
 from edgegen.workspace import Workspace, digest_file, stage_digest, write_atomically
 
@@ -68,7 +67,7 @@ def build(plan: Plan, output: Path, workspace: Workspace, options: Options | Non
     Errors carry the stage's name. Whatever stages were completed are kept, so the same call goes on from there.
     """
     options = options or Options()
-    until, run, recipe = options.until, _Runner(plan, workspace, progress), recipe_to_json(plan.recipe)
+    until, run, recipe = options.until, _Runner(plan, workspace, progress), plan.resolved
     programs = {name: program_to_json(p) for name, p in plan.programs.items()}
     engine = _versions("numpy", "onnx", "onnxruntime")
 

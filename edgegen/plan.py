@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from edgegen.errors import EdgegenError, RecipeError
 from edgegen.library import data_folders
 from edgegen.onnx_export.component import check_tools, check_weights_file, source_file
 from edgegen.program import Eval, Imm, Program
-from edgegen.recipe import Recipe, Sampling
+from edgegen.recipe import Recipe, Sampling, recipe_to_json
 from edgegen.solvers import Denoiser, Guidance, build_program
 from edgegen.spec import BATCH, ConditionSpec, SampleSpec, Signature, TensorSpec
 from edgegen.workspace import digest_file
@@ -44,6 +45,15 @@ class Plan:
     def component(self) -> str:
         """The name of the network."""
         return self.recipe.model.component
+
+    @property
+    def resolved(self) -> Any:
+        """The recipe as JSON for keys and the bundle, without folders: files are known by their names here and by `sources`."""
+        recipe = recipe_to_json(self.recipe)
+        if self.weights is not None:
+            recipe["model"]["weights"] = self.weights.name
+        recipe["calibration"]["set"] = self.calibration_file.name
+        return recipe
 
     @property
     def times(self) -> tuple[float, ...]:

@@ -8,7 +8,6 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,12 @@ import numpy.typing as npt
 from edgegen import __version__, canonical
 from edgegen.bundle import Golden, Manifest, ProgramEntry, Variant, bundle_bytes, open_bundle
 from edgegen.calibration import CalibrationContext, Ranges, collect_ranges
-from edgegen.errors import EdgegenError, GateError
+from edgegen.errors import GateError, RuntimeFault, Status
 from edgegen.onnx_export import export_component
 from edgegen.onnx_export.component import draw_condition
 from edgegen.plan import Plan
 from edgegen.program import Program, interpret, normals, program_to_json
 from edgegen.quality import distance
-from edgegen.recipe import recipe_to_json
 from edgegen.spec import default_conditions
 from edgegen.targets.onnxruntime import OrtComponent, check_model, parse_model
 from edgegen.targets.onnxruntime.qdq import plan as plan_qdq
@@ -71,11 +69,14 @@ def export(plan: Plan, out: Path, progress: Progress) -> None:
 
 
 def calibrate(plan: Plan, exported: Path, out: Path, progress: Progress) -> None:
-    """Writes ranges.json: minimum and maximum per tensor and time, over the calibration set."""
+    """Writes ranges.json: minimum and maximum per tensor and time, over the calibration set. Empty if nothing will be quantized."""
     recipe = plan.recipe
     data = _model(exported, FLOAT).read_bytes()
     model = parse_model(data, "float32.onnx")
     tensors = watched(model, plan_qdq(model, recipe.quantization.operators, recipe.quantization.keep))
+    if not tensors:
+        _write_json(out / "ranges.json", {"ranges": {}, "evaluations": 0})
+        return
     evaluations = sum(sum(p.nfe.values()) for p in plan.programs.values()) * recipe.calibration.samples
     name, seen = plan.component, 0
     with OrtComponent(name, data, plan.signature, threads=1) as network:
@@ -96,15 +97,15 @@ def calibrate(plan: Plan, exported: Path, out: Path, progress: Progress) -> None
 
 
 def quantize(plan: Plan, exported: Path, calibrated: Path, out: Path, progress: Progress) -> None:
-    """Writes int8.onnx and quantize.json (how many nodes, of which operators)."""
+    """Writes quantize.json (how many nodes) and, unless there are none, int8.onnx."""
     progress("placing scales", 0, 1)
     model = parse_model(_model(exported, FLOAT).read_bytes(), "float32.onnx")
     ranges = Ranges.from_json(_read_json(calibrated / "ranges.json")["ranges"])
     placements = plan_qdq(model, plan.recipe.quantization.operators, plan.recipe.quantization.keep)
-    quantized = quantize_model(model, placements, ranges)
-    data = quantized.SerializeToString(deterministic=True)
-    check_model(parse_model(data, "int8.onnx"), plan.signature, "int8.onnx")
-    _model(out, "int8").write_bytes(data)
+    if placements:
+        data = quantize_model(model, placements, ranges).SerializeToString(deterministic=True)
+        check_model(parse_model(data, "int8.onnx"), plan.signature, "int8.onnx")
+        _model(out, "int8").write_bytes(data)
     _write_json(out / "quantize.json", {"nodes": len(placements)})
     progress("quantized", 1, 1)
 
@@ -136,8 +137,13 @@ def compile_variants(plan: Plan, exported: Path, quantized: Path | None, out: Pa
     Raises GateError if the float network itself gives samples that are not finite.
     """
     candidates = {FLOAT: _model(exported, FLOAT).read_bytes()}
-    if quantized is not None:
-        candidates |= {p: _model(quantized, p).read_bytes() for p in plan.recipe.quantization.precisions}
+    verdicts: dict[str, Any] = {}
+    for precision in plan.recipe.quantization.precisions:
+        if quantized is not None and _model(quantized, precision).exists():
+            candidates[precision] = _model(quantized, precision).read_bytes()
+        else:
+            operators = ", ".join(plan.recipe.quantization.operators)
+            verdicts[precision] = {"passed": 0, "why": f"nothing to quantize: the network has no {operators} with constant weights", "bytes": 0}
     done, total = 0, len(candidates) * len(plan.programs)
 
     def report() -> None:
@@ -149,13 +155,14 @@ def compile_variants(plan: Plan, exported: Path, quantized: Path | None, out: Pa
     reference: dict[str, tuple[Any, Any]] = {}
     variants: list[Variant] = []
     members: dict[str, bytes] = {}
-    verdicts: dict[str, Any] = {}
     for precision, data in candidates.items():
         try:
             samples = _samples(plan, data, report)
-        except EdgegenError as e:
-            if precision == FLOAT:
+        except RuntimeFault as e:
+            if precision == FLOAT and e.code == Status.NONFINITE:
                 raise GateError(f"the float network does not give samples: {e}") from e
+            if precision == FLOAT:
+                raise
             verdicts[precision] = {"passed": 0, "why": str(e), "bytes": len(data)}
             continue
         reference = reference or samples
@@ -220,7 +227,7 @@ def pack(plan: Plan, exported: Path, quantized: Path | None, compiled: Path, mea
     bundle = open_bundle(compiled / "candidates.edgegen")
     verdicts = _read_json(compiled / "gate.json")
     variants = list(bundle.manifest.variants)
-    documents: dict[str, Any] = {"recipe": recipe_to_json(plan.recipe)}
+    documents: dict[str, Any] = {"recipe": plan.resolved}
     if measured is not None:
         figures = _read_json(measured / "measured.json")
         times = figures["milliseconds"]
@@ -238,4 +245,4 @@ def pack(plan: Plan, exported: Path, quantized: Path | None, compiled: Path, mea
         documents["report"]["quantize"] = _read_json(quantized / "quantize.json")
     kept = {name for v in variants for name in (*v.components.values(), *(g.member for g in v.golden))}
     members = {name: bundle.member(name) for name in kept}
-    return _bundle(plan, [replace(v) for v in variants], members, documents)
+    return _bundle(plan, variants, members, documents)

@@ -178,6 +178,12 @@ def test_a_variant_that_fails_the_gate_stays_out_with_its_figures(tmp_path):
     assert [v["name"] for v in facts["variants"]] == ["float32"]
 
 
+def test_a_network_without_convolutions_has_no_int8_variant_and_the_report_says_why(tmp_path):
+    write_tiny(tmp_path)
+    _, err = edgegen("build", "recipe.toml", "--no-measure", "--cache-dir", "c", "--set", "quantization.operators=['Gemm']", cwd=tmp_path)
+    assert "int8 stays out" in err and "nothing to quantize: the network has no Gemm" in " ".join(err.split())
+
+
 def test_a_variant_that_is_too_slow_stays_out(tmp_path):
     write_tiny(tmp_path)
     _, err = edgegen("build", "recipe.toml", "--cache-dir", "c", "--set", "gate.speedup=1000", cwd=tmp_path)

@@ -184,7 +184,7 @@ class _Compiler:
         out, like, draw, dtype = instruction.out, instruction.like, instruction.draw, self.dtype
 
         def run(state: _State) -> None:
-            state.registers[out] = normals(state.seed, draw, state.registers[like].shape).astype(dtype)
+            state.registers[out] = normals(state.seed, draw, state.registers[like].shape).astype(dtype, copy=False)
 
         return run
 

@@ -73,7 +73,19 @@ def test_folders_locales_time_zones_hash_seeds_and_threads_do_not_change_the_byt
     ]):  # fmt: skip
         folder = tmp_path / f"folder {i}" / ("deep" * i or "x")
         write_tiny(folder)
-        hashes.add(build(folder / "recipe.toml", folder / "o.edgegen", folder / "cache", env=env, cwd=folder))
+        (folder / "weights.safetensors").write_bytes(b"unused by an ONNX source, but its path must not travel")
+        hashes.add(
+            build(
+                folder / "recipe.toml",
+                folder / "o.edgegen",
+                folder / "cache",
+                "--set",
+                f"model.weights={folder / 'weights.safetensors'}",
+                env=env,
+                cwd=folder,
+            )
+        )
+        assert str(tmp_path).encode() not in (folder / "o.edgegen").read_bytes()
     assert len(hashes) == 1
 
 
