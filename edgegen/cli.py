@@ -293,10 +293,12 @@ def bench(
     if json_output:
         _print_json(rows)
         return
-    table = Table("variant", "program", "batch", "p50 ms", "p90 ms", "p99 ms", "networks ms", "outside", "peak RSS MiB")
+    table = Table(
+        "variant", "program", "p50", "p90", "p99", "networks", "outside", "RSS MiB", title=f"milliseconds, batch {batch}", title_justify="left"
+    )
     for r in rows:
         table.add_row(
-            r["variant"], r["program"], str(batch), f"{r['p50_ms']:.2f}", f"{r['p90_ms']:.2f}", f"{r['p99_ms']:.2f}",
+            r["variant"], r["program"], f"{r['p50_ms']:.2f}", f"{r['p90_ms']:.2f}", f"{r['p99_ms']:.2f}",
             f"{sum(r['component_ms'].values()):.2f}", f"{r['outside']:.1%}", f"{r['peak_rss_mib']:.0f}",
         )  # fmt: skip
     Console().print(table)
