@@ -254,3 +254,18 @@ def test_without_onnx_runtime_the_fault_says_what_to_install(tiny_bundle):
     )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert out.startswith("400 ") and "pip install 'edgegen[cpu]'" in out
+
+
+def test_equal_times_of_different_dtypes_are_filled_each_in_their_own():
+    from edgegen.spec import Signature, TensorSpec
+    from edgegen.targets.onnxruntime import OrtComponent
+
+    signature = Signature(
+        (TensorSpec("x", "float32", ("batch", 1, 8, 8)), TensorSpec("t", "float32", ("batch",)), TensorSpec("label", "int64", ("batch",))),
+        (TensorSpec("prediction", "float32", ("batch", 1, 8, 8)),),
+    )
+    with OrtComponent("tiny", tiny_model().SerializeToString(), signature) as component:
+        for rows in (2, 3):
+            feeds = component.feeds({"x": np.zeros((rows, 1, 8, 8), np.float32), "t": np.asarray(1.0, np.float32), "label": np.asarray(1, np.int64)})
+            assert feeds["t"].dtype == np.float32 and feeds["label"].dtype == np.int64
+            assert feeds["t"].tolist() == [1.0] * rows and feeds["label"].tolist() == [1] * rows

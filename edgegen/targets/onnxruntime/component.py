@@ -14,6 +14,7 @@ from edgegen.spec import BATCH, Signature, TensorSpec
 
 __all__ = ["OrtComponent", "onnxruntime_version"]
 
+_KEPT_TIMES = 4096
 _construct = threading.Lock()
 """ONNX Runtime's registries race when two sessions are made at once (onnxruntime#27089)."""
 
@@ -61,6 +62,7 @@ class OrtComponent:
         self.name = name
         self.signature = signature
         self._outputs = [o.name for o in self._session.get_outputs()]
+        self._times: dict[tuple[str, Any, int], npt.NDArray[Any]] = {}
         self._specs = {t.name: t for t in signature.inputs}
         self._usual = [(t.name, np.dtype(t.dtype), len(t.shape), t.shape[1:] if t.shape[:1] == (BATCH,) else None) for t in signature.inputs]
 
@@ -73,9 +75,21 @@ class OrtComponent:
                 array = self._adapted(arrays, name)
             elif array.ndim != rank or array.shape[1:] != tail:
                 # a time, the same for all rows, is the usual case of the unusual
-                array = array.repeat(_rows(arrays)) if rank == 1 and array.ndim == 0 and tail == () else self._adapted(arrays, name)
+                array = self._time(array, _rows(arrays)) if rank == 1 and array.ndim == 0 and tail == () else self._adapted(arrays, name)
             feeds[name] = array
         return feeds
+
+    def _time(self, value: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
+        """`value` for each row: a program's times come again in every run, so the filled arrays are kept (read-only)."""
+        key = (value.dtype.char, value.item(), rows)
+        filled = self._times.get(key)
+        if filled is None:
+            filled = value.repeat(rows)
+            filled.flags.writeable = False
+            if len(self._times) >= _KEPT_TIMES:
+                self._times.clear()
+            self._times[key] = filled
+        return filled
 
     def _adapted(self, arrays: dict[str, npt.NDArray[Any]], name: str) -> npt.NDArray[Any]:
         """One input that is not as declared [batch, ...]: cast, filled, or refused."""
