@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from edgegen.calibration import Batch, CalibrationContext
-from edgegen.onnx_export.component import draw_condition
-from edgegen.program import compile_program, normals
+from edgegen.program import compile_program, initial_state, normals
+from edgegen.spec import draw_condition
 
 
 def batches(context: CalibrationContext) -> Iterator[Batch]:
@@ -21,11 +21,10 @@ def batches(context: CalibrationContext) -> Iterator[Batch]:
     rng = np.random.default_rng(context.seed)
     for program in context.programs:
         executable = compile_program(program)
-        (noise,) = [i for i in program.inputs if i.kind == "noise"]
         for start in range(0, context.samples, context.batch):
             count = min(context.batch, context.samples - start)
             inputs = {c.name: draw_condition(c, count, rng) for c in context.conditions}
-            inputs[noise.name] = normals(context.seed + start, 0, (count, *context.sample.shape)) * np.float32(noise.scale)
+            inputs |= initial_state(program, normals(context.seed + start, 0, (count, *context.sample.shape)))
             seen: list[Batch] = []
             executable.run({name: _recording(name, context, seen) for name in program.nfe}, inputs, seed=context.seed + start)
             yield from seen

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from edgegen.canonical import from_hex, to_hex
 from edgegen.errors import BundleError, Status
 
-__all__ = ["DTYPES", "ConditionSpec", "SampleSpec", "Signature", "TensorSpec", "default_conditions", "keys"]
+__all__ = ["DTYPES", "ConditionSpec", "SampleSpec", "Signature", "TensorSpec", "default_conditions", "draw_condition", "keys"]
 
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "int8", "uint8", "bool")
 BATCH = "batch"
@@ -156,3 +156,15 @@ def default_conditions(specs: Iterable[ConditionSpec]) -> dict[str, npt.NDArray[
     """The conditions that golden vectors and timings use, dtype[1, *shape]: the default, else the minimum, else 0."""
     value = {c.name: next((v for v in (c.default, c.minimum) if v is not None), 0.0) for c in specs}
     return {c.name: np.full((1, *c.shape), value[c.name]).astype(c.dtype) for c in specs}
+
+
+def draw_condition(spec: ConditionSpec, count: int, rng: np.random.Generator) -> npt.NDArray[Any]:
+    """Random valid values of a condition: dtype[count, *shape], uniform over its range, normal where it has none."""
+    shape = (count, *spec.shape)
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind in "iub":
+        low, high = int(spec.minimum or 0), int(1 if spec.maximum is None else spec.maximum)
+        return rng.integers(low, high, shape, endpoint=True).astype(dtype)
+    if spec.minimum is not None and spec.maximum is not None:
+        return rng.uniform(spec.minimum, spec.maximum, shape).astype(dtype)
+    return rng.standard_normal(shape).astype(dtype)

@@ -19,11 +19,10 @@ from edgegen.bundle import Golden, Manifest, ProgramEntry, Variant, bundle_bytes
 from edgegen.calibration import CalibrationContext, Ranges, collect_ranges
 from edgegen.errors import GateError, RuntimeFault, Status
 from edgegen.onnx_export import export_component
-from edgegen.onnx_export.component import draw_condition
 from edgegen.plan import Plan
-from edgegen.program import Program, interpret, normals, program_to_json
+from edgegen.program import Program, initial_state, interpret, normals, program_to_json
 from edgegen.quality import distance
-from edgegen.spec import default_conditions
+from edgegen.spec import default_conditions, draw_condition
 from edgegen.targets.onnxruntime import OrtComponent, check_model, parse_model
 from edgegen.targets.onnxruntime.qdq import plan as plan_qdq
 from edgegen.targets.onnxruntime.qdq import quantize as quantize_model
@@ -112,9 +111,8 @@ def quantize(plan: Plan, exported: Path, calibrated: Path, out: Path, progress: 
 
 def _generate(plan: Plan, network: OrtComponent, program: Program, seed: int, count: int, conditions: Mapping[str, Any]) -> Array:
     """`count` samples of a program, as a session would make them."""
-    (noise,) = [i for i in program.inputs if i.kind == "noise"]
     inputs = {i.name: conditions[i.name] for i in program.inputs if i.kind == "condition"}
-    inputs[noise.name] = normals(seed, 0, (count, *plan.sample.shape)) * np.float32(noise.scale)
+    inputs |= initial_state(program, normals(seed, 0, (count, *plan.sample.shape)))
     return interpret(program, {plan.component: network}, inputs, seed=seed)["sample"]
 
 

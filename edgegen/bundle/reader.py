@@ -7,6 +7,7 @@ cross-checks. runtimes/FORMAT.md, section 6.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import stat
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from edgegen import canonical
 from edgegen.bundle.layout import ALIGNMENT, HEADER, HEADER_BYTES, MAGIC, MAX_MANIFEST, MAX_MEMBERS, MEMBER_NAME, VERSION, aligned
 from edgegen.bundle.manifest import Manifest
 from edgegen.errors import BundleError, ProgramError, Status
-from edgegen.program import Program, program_from_json
+from edgegen.program import Eval, Program, program_from_json
 from edgegen.spec import keys
 
 __all__ = ["Bundle", "Member", "open_bundle", "parse_bundle"]
@@ -121,8 +122,11 @@ class _Reader:
         manifest = Manifest.from_json(value)
         if manifest.members() != set(table):
             raise self.fail(Status.INCONSISTENT, f"manifest and members differ: {sorted(manifest.members() ^ set(table))}")
-        bundle = Bundle(manifest, {}, table, self.data, self.origin)
-        return Bundle(manifest, self.programs(bundle), table, self.data, self.origin)
+        programs: dict[str, Program] = {}
+        bundle = Bundle(manifest, programs, table, self.data, self.origin)
+        programs.update(self.programs(bundle))
+        self.golden(bundle)
+        return bundle
 
     def programs(self, bundle: Bundle) -> dict[str, Program]:
         """The verified programs, each fitting the components and conditions of the manifest."""
@@ -138,21 +142,18 @@ class _Reader:
             if missing or [i.kind for i in program.inputs].count("noise") != 1 or "sample" not in program.outputs:
                 raise self.fail(Status.INCONSISTENT, f"program {entry.name!r}: expected one noise input, an output `sample` and known conditions")
             programs[entry.name] = program
-        for variant in manifest.variants:
-            size = 4
-            for n in manifest.sample.shape:
-                size *= n
-            for golden in variant.golden:
-                if bundle.table[golden.member].nbytes != size:
-                    raise self.fail(
-                        Status.INCONSISTENT, f"golden vector {golden.member!r} has {bundle.table[golden.member].nbytes} bytes, expected {size}"
-                    )
         return programs
+
+    def golden(self, bundle: Bundle) -> None:
+        """Golden vectors have the size of one float32 sample."""
+        expected = 4 * math.prod(bundle.manifest.sample.shape)
+        for golden in (g for variant in bundle.manifest.variants for g in variant.golden):
+            found = bundle.table[golden.member].nbytes
+            if found != expected:
+                raise self.fail(Status.INCONSISTENT, f"golden vector {golden.member!r} has {found} bytes, expected {expected}")
 
 
 def _check_evaluations(program: Program, manifest: Manifest, where: str) -> None:
-    from edgegen.program import Eval
-
     for instruction in program.instructions:
         if isinstance(instruction, Eval):
             signature = manifest.components[instruction.component]

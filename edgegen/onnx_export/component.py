@@ -15,13 +15,13 @@ import numpy as np
 from edgegen.errors import ExportError, Status, nearest
 from edgegen.onnx_export.onnx_file import read_onnx_file
 from edgegen.onnx_export.torch_module import export_module
-from edgegen.spec import BATCH, ConditionSpec, Signature
+from edgegen.spec import BATCH, ConditionSpec, Signature, draw_condition
 from edgegen.targets.onnxruntime import OrtComponent, onnxruntime_version
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ExportReport", "draw_condition", "export_component", "source_file"]
+__all__ = ["ExportReport", "export_component", "source_file"]
 
 TOLERANCE = 1e-4
 BATCHES = (1, 3)
@@ -47,18 +47,6 @@ def source_file(source: str, folder: Path) -> tuple[Path, str | None]:
     if path.suffix != ".py" or not separator or not function:
         raise ExportError(f"model.source {source!r}: expected 'file.py:function' or 'file.onnx'")
     return path, function
-
-
-def draw_condition(spec: ConditionSpec, count: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    """Random valid values of a condition: dtype[count, *shape], uniform over its range, normal where it has none."""
-    shape = (count, *spec.shape)
-    dtype = np.dtype(spec.dtype)
-    if dtype.kind in "iub":
-        low, high = int(spec.minimum or 0), int(1 if spec.maximum is None else spec.maximum)
-        return rng.integers(low, high, shape, endpoint=True).astype(dtype)
-    if spec.minimum is not None and spec.maximum is not None:
-        return rng.uniform(spec.minimum, spec.maximum, shape).astype(dtype)
-    return rng.standard_normal(shape).astype(dtype)
 
 
 @contextlib.contextmanager

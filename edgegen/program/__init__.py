@@ -1,7 +1,7 @@
 """The program: the device language, its verifier, its JSON form and the reference interpreter."""
 
 from edgegen.program.instructions import Clamp, Eval, Imm, Input, Instruction, Lincomb, Noise, Program, Reg, Step, Threshold
-from edgegen.program.interpreter import Executable, Network, compile_program, interpret
+from edgegen.program.interpreter import Executable, Network, compile_program, initial_state, interpret
 from edgegen.program.json_form import program_from_json, program_to_json
 from edgegen.program.noise import normals, philox4x32
 from edgegen.program.verify import verify
@@ -21,6 +21,7 @@ __all__ = [
     "Step",
     "Threshold",
     "compile_program",
+    "initial_state",
     "interpret",
     "normals",
     "philox4x32",

@@ -17,7 +17,7 @@ from edgegen.program.instructions import Clamp, Eval, Imm, Instruction, Lincomb,
 from edgegen.program.noise import check_seed, normals
 from edgegen.program.verify import verify, writes
 
-__all__ = ["Executable", "Network", "OnStep", "compile_program", "interpret"]
+__all__ = ["Executable", "Network", "OnStep", "compile_program", "initial_state", "interpret"]
 
 Tensor = npt.NDArray[Any]
 Network = Callable[..., Tensor | Mapping[str, Tensor]]
@@ -296,6 +296,11 @@ class Executable:
             f"an input is, or {self.dtype.name} overflows",
             Status.NONFINITE,
         )
+
+
+def initial_state(program: Program, noise: Tensor) -> dict[str, Tensor]:
+    """The program's inputs of kind "noise" from standard normals: times the scale that each declares, in float32."""
+    return {i.name: noise if i.scale == 1.0 else noise * np.float32(i.scale) for i in program.inputs if i.kind == "noise"}
 
 
 def compile_program(program: Program, dtype: npt.DTypeLike = np.float32) -> Executable:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from edgegen.bundle import Bundle, Variant, open_bundle
 from edgegen.errors import RuntimeFault, Status, nearest
-from edgegen.program import Executable, normals
+from edgegen.program import Executable, initial_state, normals
 from edgegen.program.interpreter import OnStep
 from edgegen.program.noise import check_seed
 from edgegen.quality import Distance, distance
@@ -120,10 +120,7 @@ class Session:
             raise RuntimeFault(f"batch: expected a whole number in 1 .. 65536, found {batch!r}", Status.OUT_OF_RANGE)
         began = time.perf_counter()
         inputs = self._conditions(name, conditions, int(batch))
-        for declared in executable.program.inputs:
-            if declared.kind == "noise":
-                start = self._noise(seed, noise, int(batch))
-                inputs[declared.name] = start if declared.scale == 1.0 else start * np.float32(declared.scale)
+        inputs |= initial_state(executable.program, self._noise(seed, noise, int(batch)))
         timed = {component: _Timed(opened) for component, opened in self._components.items()}
         sample = executable.run(timed, inputs, seed=seed, on_step=on_step)["sample"]
         total = time.perf_counter() - began

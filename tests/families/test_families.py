@@ -132,5 +132,4 @@ def test_its_digits_are_close_to_real_ones_in_the_judges_features(ddpm, data_fol
     with edgegen.load(ddpm, variant="float32") as session:
         samples = 2 * session.generate(seed=5, batch=200, program=program) - 1  # it was trained on [0, 1], the judge on [-1, 1]
     good, flipped = frechet(features(samples), real), frechet(features(samples[:, :, ::-1]), real)
-    print(good, flipped)
     assert good < 0.5 * flipped
