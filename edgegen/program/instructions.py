@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["Clamp", "Eval", "Imm", "Input", "Instruction", "Lincomb", "Noise", "Program", "Reg", "Step", "Threshold"]
+__all__ = [
+    "Clamp", "Concat", "Eval", "Imm", "Input", "Instruction", "Lincomb", "Muladd", "Noise", "Program", "Reduce", "Reg", "Scalar", "Select",
+    "Slice", "Slincomb", "Step", "Threshold",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +61,12 @@ class Lincomb:
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """out <- N(0, 1) in the shape of `like`; the bits depend on (seed, draw, element) only."""
+    """out <- N(0, 1) in the shape of `like`, or [rows of `like`, *shape]; the bits depend on (seed, draw, element) only."""
 
     out: str
     like: str
     draw: int
+    shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,77 @@ class Threshold:
     ceiling: float
 
 
-Instruction = Eval | Lincomb | Noise | Clamp | Threshold
+@dataclass(frozen=True, slots=True)
+class Muladd:
+    """out <- x * scale + shift, with one constant per channel (axis 1), or one for all of them."""
+
+    out: str
+    x: str
+    scale: tuple[float, ...]
+    shift: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Concat:
+    """out <- the parts joined along axis 1 (channels, or tokens)."""
+
+    out: str
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """out <- x[:, start:stop]."""
+
+    out: str
+    x: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Select:
+    """out <- a where the mask is not 0, else b. The mask has their shape, or one channel for all of theirs."""
+
+    out: str
+    mask: str
+    a: str
+    b: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reduce:
+    """scalar out <- one number per sample over all its elements, or over those where `mask` is not 0.
+
+    kind: "mean", "std" (divisor n - 1, as torch), "norm" (square root of the sum of squares), "quantile" (of the absolute values).
+    """
+
+    out: str
+    kind: str
+    x: str
+    mask: str | None = None
+    quantile: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """scalar out <- kind(a, b): "add", "sub", "mul", "div", "min", "max" of scalars or numbers; "sqrt" of a alone (b is 0)."""
+
+    out: str
+    kind: str
+    a: str | float
+    b: str | float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Slincomb:
+    """out <- sum_k (c_k f_k) reg_k, where f_k is a scalar (one per sample) or absent. Terms: (c, register, scalar or None)."""
+
+    out: str
+    terms: tuple[tuple[float, str, str | None], ...]
+
+
+Instruction = Eval | Lincomb | Noise | Clamp | Threshold | Muladd | Concat | Slice | Select | Reduce | Scalar | Slincomb
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,25 @@ import numpy as np
 import numpy.typing as npt
 
 from edgegen.errors import Cancelled, ProgramError, RuntimeFault, Status, nearest
-from edgegen.program.instructions import Clamp, Eval, Imm, Instruction, Lincomb, Noise, Operand, Program, Reg, Threshold
+from edgegen.program.instructions import (
+    Clamp,
+    Concat,
+    Eval,
+    Imm,
+    Instruction,
+    Lincomb,
+    Muladd,
+    Noise,
+    Operand,
+    Program,
+    Reduce,
+    Reg,
+    Scalar,
+    Select,
+    Slice,
+    Slincomb,
+    Threshold,
+)  # fmt: skip
 from edgegen.program.noise import check_seed, normals
 from edgegen.program.verify import verify, writes
 
@@ -88,6 +106,20 @@ class _Compiler:
                 return self.clamp(instruction)
             case Threshold():
                 return self.threshold(instruction)
+            case Muladd():
+                return self.muladd(instruction)
+            case Concat():
+                return self.concat(instruction)
+            case Slice():
+                return self.slice(instruction)
+            case Select():
+                return self.select(instruction)
+            case Reduce():
+                return self.reduce(instruction)
+            case Scalar():
+                return self.scalar(instruction)
+            case Slincomb():
+                return self.slincomb(instruction)
 
     def evaluate(self, instruction: Eval, index: int) -> _Action:
         component, branches, dtype, checked = instruction.component, instruction.branches, self.dtype, self.checked
@@ -176,7 +208,7 @@ class _Compiler:
             for c, name in rest:
                 term = registers[name]
                 if term.shape != total.shape:
-                    raise RuntimeFault(f"LINCOMB {out!r}: {name!r} has shape {list(term.shape)}, {first!r} has {list(total.shape)}", Status.BAD_SHAPE)
+                    raise _mismatch("LINCOMB", out, {first: total, name: term})
                 total += term * c
             if has_bias:
                 total += bias
@@ -185,10 +217,13 @@ class _Compiler:
         return run
 
     def noise(self, instruction: Noise) -> _Action:
-        out, like, draw, dtype = instruction.out, instruction.like, instruction.draw, self.dtype
+        out, like, draw, sizes, dtype = instruction.out, instruction.like, instruction.draw, instruction.shape, self.dtype
 
         def run(state: _State) -> None:
-            state.registers[out] = normals(state.seed, draw, state.registers[like].shape).astype(dtype, copy=False)
+            shape = state.registers[like].shape
+            if sizes is not None:
+                shape = (*shape[:1], *sizes)
+            state.registers[out] = normals(state.seed, draw, shape).astype(dtype, copy=False)
 
         return run
 
@@ -202,20 +237,162 @@ class _Compiler:
 
     def threshold(self, instruction: Threshold) -> _Action:
         floor, ceiling = _round(instruction.floor, self.dtype), _round(instruction.ceiling, self.dtype)
-        dtype = self.dtype
 
         def run(state: _State) -> None:
             x = state.registers[instruction.x]
-            rows = np.abs(x.reshape(x.shape[0], -1)) if x.ndim else np.abs(x.reshape(1, 1))
-            position = instruction.quantile * (rows.shape[1] - 1)
-            low = math.floor(position)
-            high = min(low + 1, rows.shape[1] - 1)
-            rows = np.partition(rows, (low, high), axis=1)
-            s = rows[:, low] + (rows[:, high] - rows[:, low]) * dtype.type(position - low)
-            s = np.minimum(np.maximum(s, floor), ceiling).reshape((-1,) + (1,) * (x.ndim - 1) if x.ndim else ())
+            s = _per_sample(np.minimum(np.maximum(_quantile(_rows(x), instruction.quantile), floor), ceiling), x)
             state.registers[instruction.out] = np.minimum(np.maximum(x, -s), s) / s
 
         return run
+
+    def muladd(self, instruction: Muladd) -> _Action:
+        scale, shift = (np.array([_round(c, self.dtype) for c in values]) for values in (instruction.scale, instruction.shift))
+
+        def run(state: _State) -> None:
+            x = state.registers[instruction.x]
+            channels = x.shape[1] if x.ndim > 1 else 1
+            if len(scale) not in (1, channels):
+                raise RuntimeFault(f"MULADD {instruction.out!r}: {len(scale)} channels for shape {list(x.shape)}", Status.BAD_SHAPE)
+            across = (-1,) + (1,) * max(x.ndim - 2, 0) if len(scale) > 1 else ()
+            state.registers[instruction.out] = x * scale.reshape(across) + shift.reshape(across)
+
+        return run
+
+    def concat(self, instruction: Concat) -> _Action:
+        def run(state: _State) -> None:
+            parts = {name: state.registers[name] for name in instruction.parts}
+            shapes = {(p.shape[:1], p.shape[2:], p.ndim > 1) for p in parts.values()}
+            if len(shapes) != 1 or not shapes.pop()[2]:
+                raise _mismatch("CONCAT", instruction.out, parts)
+            state.registers[instruction.out] = np.concatenate([parts[name].astype(self.dtype, copy=False) for name in instruction.parts], axis=1)
+
+        return run
+
+    def slice(self, instruction: Slice) -> _Action:
+        start, stop = instruction.start, instruction.stop
+
+        def run(state: _State) -> None:
+            x = state.registers[instruction.x]
+            if x.ndim < 2 or x.shape[1] < stop:
+                raise RuntimeFault(f"SLICE {instruction.out!r}: [:, {start}:{stop}] of shape {list(x.shape)}", Status.BAD_SHAPE)
+            state.registers[instruction.out] = x[:, start:stop]
+
+        return run
+
+    def select(self, instruction: Select) -> _Action:
+        def run(state: _State) -> None:
+            a, b = state.registers[instruction.a], state.registers[instruction.b]
+            mask = state.registers[instruction.mask]
+            if a.shape != b.shape:
+                raise _mismatch("SELECT", instruction.out, {instruction.a: a, instruction.b: b})
+            state.registers[instruction.out] = np.where(_mask_over(mask, a, instruction.mask), a, b)
+
+        return run
+
+    def reduce(self, instruction: Reduce) -> _Action:
+        kind, dtype = instruction.kind, self.dtype
+
+        def run(state: _State) -> None:
+            x = state.registers[instruction.x]
+            rows = list(_rows(x))
+            if instruction.mask is not None:
+                keep = _rows(np.broadcast_to(_mask_over(state.registers[instruction.mask], x, instruction.mask), x.shape))
+                rows = [row[kept] for row, kept in zip(rows, keep, strict=True)]
+            if kind == "quantile":
+                made = [float(_quantile(row[None], instruction.quantile)[0]) if row.size else 0.0 for row in rows]
+            else:
+                made = [_reduced(kind, row.astype(np.float64)) for row in rows]
+            state.registers[instruction.out] = np.array(made, dtype)
+
+        return run
+
+    def scalar(self, instruction: Scalar) -> _Action:
+        operate = _SCALAR_OPERATIONS[instruction.kind]
+
+        def operand(o: str | float) -> Callable[[_State], Tensor]:
+            if isinstance(o, str):
+                return lambda state: state.registers[o]
+            constant = _round(o, self.dtype)
+            return lambda state: constant
+
+        a, b = operand(instruction.a), operand(instruction.b)
+
+        def run(state: _State) -> None:
+            state.registers[instruction.out] = operate(a(state), b(state))
+
+        return run
+
+    def slincomb(self, instruction: Slincomb) -> _Action:
+        out = instruction.out
+        terms = [(_round(c, self.dtype), name, scalar) for c, name, scalar in instruction.terms]
+
+        def run(state: _State) -> None:
+            registers = state.registers
+            total: Tensor | None = None
+            for c, name, scalar in terms:
+                x = registers[name]
+                term = x * (c if scalar is None else _per_sample(registers[scalar] * c, x))
+                if total is not None and total.shape != term.shape:
+                    raise _mismatch("SLINCOMB", out, {terms[0][1]: total, name: term})
+                total = term if total is None else total + term
+            assert total is not None
+            registers[out] = total
+
+        return run
+
+
+def _mismatch(op: str, out: str, shapes: Mapping[str, Tensor]) -> RuntimeFault:
+    found = ", ".join(f"{name!r} {list(value.shape)}" for name, value in shapes.items())
+    return RuntimeFault(f"{op} {out!r}: shapes do not fit: {found}", Status.BAD_SHAPE)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """One row per sample: [samples, elements of a sample]."""
+    return x.reshape(x.shape[0], -1) if x.ndim else x.reshape(1, 1)
+
+
+def _per_sample(scalar: Tensor, x: Tensor) -> Tensor:
+    """A scalar per sample, shaped so that it multiplies x."""
+    return scalar.reshape((-1,) + (1,) * (x.ndim - 1) if x.ndim else ())
+
+
+def _quantile(rows: Tensor, quantile: float) -> Tensor:
+    """The quantile of the absolute values of each row, linear between neighbours (FORMAT.md, THRESHOLD)."""
+    rows = np.abs(rows)
+    position = quantile * (rows.shape[1] - 1)
+    low = math.floor(position)
+    high = min(low + 1, rows.shape[1] - 1)
+    rows = np.partition(rows, (low, high), axis=1)
+    return np.asarray(rows[:, low] + (rows[:, high] - rows[:, low]) * rows.dtype.type(position - low))
+
+
+def _mask_over(mask: Tensor, x: Tensor, name: str) -> Tensor:
+    """Where the mask is not 0, able to spread over x: of x's shape, or with one channel."""
+    if mask.shape != x.shape and not (x.ndim > 1 and mask.shape == (x.shape[0], 1, *x.shape[2:])):
+        raise RuntimeFault(f"mask {name!r} has shape {list(mask.shape)}, expected {list(x.shape)} or one channel of it", Status.BAD_SHAPE)
+    return np.asarray(mask != 0)
+
+
+def _reduced(kind: str, row: Tensor) -> float:
+    """One number of float64 values, each sum in the written order (np.cumsum, which is sequential; np.sum is not)."""
+    n = row.size
+    if kind == "norm":
+        return math.sqrt(float(np.cumsum(row * row)[-1])) if n else 0.0
+    mean = float(np.cumsum(row)[-1]) / n if n else 0.0
+    if kind == "mean":
+        return mean
+    return math.sqrt(float(np.cumsum((row - mean) * (row - mean))[-1]) / (n - 1)) if n > 1 else 0.0
+
+
+_SCALAR_OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "min": np.minimum,
+    "max": np.maximum,
+    "sqrt": lambda a, b: np.sqrt(a),
+}
 
 
 def _output(result: Tensor | Mapping[str, Tensor], name: str, component: str, count: int) -> Tensor:
@@ -244,8 +421,8 @@ class Executable:
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
             raise ProgramError(f"expected dtype float32 or float64, found {self.dtype.name}", Status.BAD_DTYPE)
-        # NaN and infinity reach the outputs through everything but a clamp, so without one a look at the end is enough
-        self._actions = self._compiled(checked=any(isinstance(i, (Clamp, Threshold)) for i in program.instructions))
+        # NaN and infinity reach the outputs through these instructions, so where there are no others a look at the end is enough
+        self._actions = self._compiled(checked=not all(isinstance(i, (Eval, Lincomb, Noise, Concat, Muladd)) for i in program.instructions))
 
     def _compiled(self, *, checked: bool) -> list[_Action]:
         """One action per instruction and step mark."""
@@ -279,7 +456,7 @@ class Executable:
             registers[name] = np.asarray(inputs[name], self.dtype) if spec.kind == "noise" else np.asarray(inputs[name])
         initial = dict(registers)
         state = _State(registers, networks, check_seed(seed), on_step)
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             for action in self._actions:
                 action(state)
             outputs = {name: registers[register] for name, register in program.outputs.items()}

@@ -7,7 +7,27 @@ from typing import Any
 
 from edgegen.canonical import from_hex, to_hex
 from edgegen.errors import ProgramError
-from edgegen.program.instructions import Clamp, Eval, Imm, Input, Instruction, Lincomb, Noise, Operand, Program, Reg, Step, Threshold
+from edgegen.program.instructions import (
+    Clamp,
+    Concat,
+    Eval,
+    Imm,
+    Input,
+    Instruction,
+    Lincomb,
+    Muladd,
+    Noise,
+    Operand,
+    Program,
+    Reduce,
+    Reg,
+    Scalar,
+    Select,
+    Slice,
+    Slincomb,
+    Step,
+    Threshold,
+)  # fmt: skip
 from edgegen.program.verify import verify
 
 __all__ = ["program_from_json", "program_to_json"]
@@ -22,6 +42,10 @@ def _operand_to_json(operand: Operand) -> Json:
     return {"reg": operand.name, "scale": to_hex(operand.scale)}
 
 
+def _scalar_to_json(operand: str | float) -> Json:
+    return {"reg": operand} if isinstance(operand, str) else {"imm": to_hex(operand)}
+
+
 def _instruction_to_json(instruction: Instruction) -> Json:
     match instruction:
         case Eval(component, inputs, outputs):
@@ -33,8 +57,8 @@ def _instruction_to_json(instruction: Instruction) -> Json:
             }
         case Lincomb(out, terms, bias):
             return {"op": "LINCOMB", "out": out, "terms": [[to_hex(c), name] for c, name in terms], "bias": to_hex(bias)}
-        case Noise(out, like, draw):
-            return {"op": "NOISE", "out": out, "like": like, "draw": draw}
+        case Noise(out, like, draw, shape):
+            return {"op": "NOISE", "out": out, "like": like, "draw": draw} | ({} if shape is None else {"shape": list(shape)})
         case Clamp(out, x, low, high):
             return {"op": "CLAMP", "out": out, "x": x, "low": to_hex(low), "high": to_hex(high)}
         case Threshold(out, x, quantile, floor, ceiling):
@@ -42,6 +66,21 @@ def _instruction_to_json(instruction: Instruction) -> Json:
                 "op": "THRESHOLD", "out": out, "x": x,
                 "quantile": to_hex(quantile), "floor": to_hex(floor), "ceiling": to_hex(ceiling),
             }  # fmt: skip
+        case Muladd(out, x, scale, shift):
+            return {"op": "MULADD", "out": out, "x": x, "scale": [to_hex(c) for c in scale], "shift": [to_hex(c) for c in shift]}
+        case Concat(out, parts):
+            return {"op": "CONCAT", "out": out, "parts": list(parts)}
+        case Slice(out, x, start, stop):
+            return {"op": "SLICE", "out": out, "x": x, "start": start, "stop": stop}
+        case Select(out, mask, a, b):
+            return {"op": "SELECT", "out": out, "mask": mask, "a": a, "b": b}
+        case Reduce(out, kind, x, mask, quantile):
+            masked = {} if mask is None else {"mask": mask}
+            return {"op": "REDUCE", "out": out, "kind": kind, "x": x, "quantile": to_hex(quantile)} | masked
+        case Scalar(out, kind, a, b):
+            return {"op": "SCALAR", "out": out, "kind": kind, "a": _scalar_to_json(a), "b": _scalar_to_json(b)}
+        case Slincomb(out, terms):
+            return {"op": "SLINCOMB", "out": out, "terms": [[to_hex(c), name] + ([] if f is None else [f]) for c, name, f in terms]}
 
 
 def program_to_json(program: Program) -> Json:
@@ -100,8 +139,9 @@ def _lincomb(value: Json, where: str) -> Lincomb:
 
 
 def _noise(value: Json, where: str) -> Noise:
-    _, out, like, draw = _fields(value, where, {"op": str, "out": str, "like": str, "draw": int})
-    return Noise(out, like, draw)
+    shaped = "shape" in value
+    _, out, like, draw, *rest = _fields(value, where, {"op": str, "out": str, "like": str, "draw": int} | ({"shape": list} if shaped else {}))
+    return Noise(out, like, draw, tuple(rest[0]) if shaped else None)
 
 
 def _clamp(value: Json, where: str) -> Clamp:
@@ -115,12 +155,74 @@ def _threshold(value: Json, where: str) -> Threshold:
     return Threshold(out, x, quantile, floor, ceiling)
 
 
+def _hexes(value: list[Json], where: str) -> tuple[float, ...]:
+    if not all(isinstance(item, str) for item in value):
+        raise ProgramError(f"{where}: expected a list of hex floats")
+    return tuple(from_hex(item) for item in value)
+
+
+def _muladd(value: Json, where: str) -> Muladd:
+    _, out, x, scale, shift = _fields(value, where, {"op": str, "out": str, "x": str, "scale": list, "shift": list})
+    return Muladd(out, x, _hexes(scale, where), _hexes(shift, where))
+
+
+def _concat(value: Json, where: str) -> Concat:
+    _, out, parts = _fields(value, where, {"op": str, "out": str, "parts": list})
+    if not all(isinstance(part, str) for part in parts):
+        raise ProgramError(f"{where}: parts is not a list of registers")
+    return Concat(out, tuple(parts))
+
+
+def _slice(value: Json, where: str) -> Slice:
+    _, out, x, start, stop = _fields(value, where, {"op": str, "out": str, "x": str, "start": int, "stop": int})
+    return Slice(out, x, start, stop)
+
+
+def _select(value: Json, where: str) -> Select:
+    _, out, mask, a, b = _fields(value, where, {"op": str, "out": str, "mask": str, "a": str, "b": str})
+    return Select(out, mask, a, b)
+
+
+def _reduce(value: Json, where: str) -> Reduce:
+    masked = {"mask": str} if "mask" in value else {}
+    _, out, kind, x, quantile, *mask = _fields(value, where, {"op": str, "out": str, "kind": str, "x": str, "quantile": str} | masked)
+    return Reduce(out, kind, x, mask[0] if mask else None, from_hex(quantile))
+
+
+def _scalar_operand(value: Json, where: str) -> str | float:
+    if isinstance(value, dict) and "imm" in value:
+        (imm,) = _fields(value, where, {"imm": str})
+        return from_hex(imm)
+    (name,) = _fields(value, where, {"reg": str})
+    return str(name)
+
+
+def _scalar(value: Json, where: str) -> Scalar:
+    _, out, kind, a, b = _fields(value, where, {"op": str, "out": str, "kind": str, "a": dict, "b": dict})
+    return Scalar(out, kind, _scalar_operand(a, where), _scalar_operand(b, where))
+
+
+def _slincomb(value: Json, where: str) -> Slincomb:
+    _, out, terms = _fields(value, where, {"op": str, "out": str, "terms": list})
+    for term in terms:
+        if not isinstance(term, list) or len(term) not in (2, 3) or not all(isinstance(part, str) for part in term):
+            raise ProgramError(f"{where}: a term is a hex float, a register, and perhaps a scalar")
+    return Slincomb(out, tuple((from_hex(t[0]), t[1], t[2] if len(t) == 3 else None) for t in terms))
+
+
 _READERS: dict[str, Callable[[Json, str], Instruction]] = {
     "EVAL": _eval,
     "LINCOMB": _lincomb,
     "NOISE": _noise,
     "CLAMP": _clamp,
     "THRESHOLD": _threshold,
+    "MULADD": _muladd,
+    "CONCAT": _concat,
+    "SLICE": _slice,
+    "SELECT": _select,
+    "REDUCE": _reduce,
+    "SCALAR": _scalar,
+    "SLINCOMB": _slincomb,
 }
 
 

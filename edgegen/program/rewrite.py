@@ -6,8 +6,27 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from edgegen.program.instructions import Clamp, Eval, Imm, Instruction, Lincomb, Noise, Operand, Program, Reg, Step, Threshold
-from edgegen.program.verify import LIMITS, reads, writes
+from edgegen.program.instructions import (
+    Clamp,
+    Concat,
+    Eval,
+    Imm,
+    Instruction,
+    Lincomb,
+    Muladd,
+    Noise,
+    Operand,
+    Program,
+    Reduce,
+    Reg,
+    Scalar,
+    Select,
+    Slice,
+    Slincomb,
+    Step,
+    Threshold,
+)  # fmt: skip
+from edgegen.program.verify import LIMITS, reads, scalar_reads, writes
 
 __all__ = ["allocate", "expand", "fold"]
 
@@ -66,7 +85,7 @@ def _last_uses(program: Program) -> dict[str, int]:
     """Register -> index of the last instruction after which it is still needed."""
     last: dict[str, int] = {}
     for i, instruction in enumerate(program.instructions):
-        for name in (*reads(instruction), *writes(instruction)):
+        for name in (*reads(instruction), *scalar_reads(instruction), *writes(instruction)):
             last[name] = i
     for step in program.steps:
         last[step.state] = max(last[step.state], step.after - 1)
@@ -90,38 +109,51 @@ def _renamed(instruction: Instruction, old: dict[str, str], new: dict[str, str])
             )
         case Lincomb(out, terms, bias):
             return Lincomb(new[out], tuple((c, old[name]) for c, name in terms), bias)
-        case Noise(out, like, draw):
-            return Noise(new[out], old[like], draw)
-        case Clamp(out, x) | Threshold(out, x):
+        case Noise(out, like):
+            return replace(instruction, out=new[out], like=old[like])
+        case Clamp(out, x) | Threshold(out, x) | Muladd(out, x) | Slice(out, x):
             return replace(instruction, out=new[out], x=old[x])
+        case Concat(out, parts):
+            return Concat(new[out], tuple(old[name] for name in parts))
+        case Select(out, mask, a, b):
+            return Select(new[out], old[mask], old[a], old[b])
+        case Reduce(out, kind, x, mask, quantile):
+            return Reduce(new[out], kind, old[x], None if mask is None else old[mask], quantile)
+        case Scalar(out, kind, a, b):
+            return Scalar(new[out], kind, old[a] if isinstance(a, str) else a, old[b] if isinstance(b, str) else b)
+        case Slincomb(out, terms):
+            return Slincomb(new[out], tuple((c, old[name], None if f is None else old[f]) for c, name, f in terms))
 
 
 def allocate(program: Program) -> Program:
-    """The same program on the fewest registers (linear scan); inputs keep their names, the others become r0, r1, ...
+    """The same program on the fewest registers (linear scan); inputs keep their names, the others become r0, r1, ... (scalars s0, s1, ...)
 
     An instruction never writes a register that it reads. Needs every register to be written once.
     """
     last = _last_uses(program)
     names = {i.name: i.name for i in program.inputs}
     inputs = set(names)
-    free: list[str] = []
-    made = 0
+    free: dict[str, list[str]] = {"r": [], "s": []}  # tensors are r0, r1, ...; scalars are s0, s1, ...
+    made = Counter[str]()
     instructions: list[Instruction] = []
     states: dict[int, str] = {}
     marks = {step.after: step.state for step in program.steps}
     for i, instruction in enumerate(program.instructions):
         before = dict(names)
+        kind = "s" if isinstance(instruction, (Reduce, Scalar)) else "r"
         for name in writes(instruction):
-            if free:
-                names[name] = free.pop()
-            else:
-                names[name] = f"r{made}"
-                made += 1
+            while not free[kind]:
+                register = f"{kind}{made[kind]}"
+                made[kind] += 1
+                free[kind] += [register] * (register not in inputs)
+            names[name] = free[kind].pop()
         instructions.append(_renamed(instruction, before, names))
         if i + 1 in marks:
             states[i + 1] = names[marks[i + 1]]
         dead = [n for n in names if last.get(n, -1) == i and n not in inputs]
-        free.extend(names.pop(name) for name in dead)
+        for name in dead:
+            register = names.pop(name)
+            free[register[0]].append(register)
     return replace(
         program,
         instructions=tuple(instructions),

@@ -10,17 +10,35 @@ from collections import Counter
 from collections.abc import Iterable
 
 from edgegen.errors import ProgramError
-from edgegen.program.instructions import Clamp, Eval, Instruction, Lincomb, Noise, Program, Reg, Threshold
+from edgegen.program.instructions import (
+    Clamp,
+    Concat,
+    Eval,
+    Instruction,
+    Lincomb,
+    Muladd,
+    Noise,
+    Program,
+    Reduce,
+    Reg,
+    Scalar,
+    Select,
+    Slice,
+    Slincomb,
+    Threshold,
+)  # fmt: skip
 
-__all__ = ["LIMITS", "reads", "verify", "writes"]
+__all__ = ["LIMITS", "reads", "scalar_reads", "verify", "writes"]
 
-LIMITS = {"instructions": 65_536, "registers": 4_096, "terms": 16, "branches": 16, "inputs": 64}
+LIMITS = {"instructions": 65_536, "registers": 4_096, "terms": 16, "branches": 16, "inputs": 64, "channels": 65_536, "rank": 6}
+REDUCTIONS = ("mean", "std", "norm", "quantile")
+SCALAR_OPERATIONS = ("add", "sub", "mul", "div", "min", "max", "sqrt")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _KINDS = ("noise", "condition")
 
 
 def reads(instruction: Instruction) -> list[str]:
-    """The registers that an instruction reads, in order."""
+    """The tensor registers that an instruction reads, in order."""
     match instruction:
         case Eval():
             return [o.name for operands in instruction.inputs.values() for o in operands if isinstance(o, Reg)]
@@ -28,8 +46,29 @@ def reads(instruction: Instruction) -> list[str]:
             return [name for _, name in instruction.terms]
         case Noise():
             return [instruction.like]
-        case Clamp() | Threshold():
+        case Clamp() | Threshold() | Muladd() | Slice():
             return [instruction.x]
+        case Concat():
+            return list(instruction.parts)
+        case Select():
+            return [instruction.mask, instruction.a, instruction.b]
+        case Reduce():
+            return [instruction.x] if instruction.mask is None else [instruction.x, instruction.mask]
+        case Scalar():
+            return []
+        case Slincomb():
+            return [name for _, name, _ in instruction.terms]
+
+
+def scalar_reads(instruction: Instruction) -> list[str]:
+    """The scalar registers that an instruction reads, in order."""
+    match instruction:
+        case Scalar():
+            return [o for o in (instruction.a, instruction.b) if isinstance(o, str)]
+        case Slincomb():
+            return [scalar for _, _, scalar in instruction.terms if scalar is not None]
+        case _:
+            return []
 
 
 def writes(instruction: Instruction) -> list[str]:
@@ -45,12 +84,24 @@ def _numbers(instruction: Instruction) -> Iterable[float]:
             return [o.scale if isinstance(o, Reg) else o.value for operands in instruction.inputs.values() for o in operands]
         case Lincomb():
             return [*(c for c, _ in instruction.terms), instruction.bias]
-        case Noise():
-            return []
         case Clamp():
             return [instruction.low, instruction.high]
         case Threshold():
             return [instruction.quantile, instruction.floor, instruction.ceiling]
+        case Muladd():
+            return [*instruction.scale, *instruction.shift]
+        case Reduce():
+            return [instruction.quantile]
+        case Scalar():
+            return [o for o in (instruction.a, instruction.b) if not isinstance(o, str)]
+        case Slincomb():
+            return [c for c, _, _ in instruction.terms]
+        case Noise() | Concat() | Slice() | Select():
+            return []
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
 class _Verifier:
@@ -67,6 +118,7 @@ class _Verifier:
     def run(self) -> None:
         self.limits()
         defined = self.inputs()
+        scalars: set[str] = set()
         counted: Counter[str] = Counter()
         draws: set[int] = set()
         signatures: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
@@ -74,7 +126,14 @@ class _Verifier:
             where = f"instruction {i} ({type(instruction).__name__.upper()})"
             for name in reads(instruction):
                 if name not in defined:
+                    if name in scalars:
+                        raise self.fail("P18", f"{where} reads the scalar {name!r} as a tensor")
                     raise self.fail("P2", f"{where} reads register {name!r} before anything writes it")
+            for name in scalar_reads(instruction):
+                if name not in scalars:
+                    if name in defined:
+                        raise self.fail("P18", f"{where} reads the tensor {name!r} as a scalar")
+                    raise self.fail("P2", f"{where} reads scalar {name!r} before anything writes it")
             bad = [v for v in _numbers(instruction) if not math.isfinite(v)]
             if bad:
                 raise self.fail("P3", f"{where} has the number {bad[0]}; all must be finite (sigma = 0 with an order above 1 does this)")
@@ -86,18 +145,25 @@ class _Verifier:
                     if not 1 <= len(instruction.terms) <= LIMITS["terms"]:
                         raise self.fail("P6", f"{where} has {len(instruction.terms)} terms, expected 1 to {LIMITS['terms']}")
                 case Noise():
-                    self.draw(instruction.draw, where, draws)
+                    self.draw(instruction, where, draws)
                 case Clamp():
                     if instruction.low > instruction.high:
                         raise self.fail("P8", f"{where}: low {instruction.low} is above high {instruction.high}")
                 case Threshold():
                     if not (0 <= instruction.quantile <= 1 and 0 < instruction.floor <= instruction.ceiling):
                         raise self.fail("P9", f"{where}: expected 0 <= quantile <= 1 and 0 < floor <= ceiling")
+                case Select():
+                    pass
+                case _:
+                    self.shaping(instruction, where)
+            made, other = (scalars, defined) if isinstance(instruction, (Reduce, Scalar)) else (defined, scalars)
             for name in writes(instruction):
                 self.name(name, "register")
-                defined.add(name)
-        if len(defined) > LIMITS["registers"]:
-            raise self.fail("P0", f"{len(defined)} registers, at most {LIMITS['registers']} are allowed")
+                if name in other:
+                    raise self.fail("P18", f"{where} writes {name!r}, which holds {'a tensor' if other is defined else 'a scalar'} elsewhere")
+                made.add(name)
+        if len(defined) + len(scalars) > LIMITS["registers"]:
+            raise self.fail("P0", f"{len(defined) + len(scalars)} registers, at most {LIMITS['registers']} are allowed")
         self.ends(defined, counted)
 
     def limits(self) -> None:
@@ -144,12 +210,49 @@ class _Verifier:
         if signatures.setdefault(instruction.component, signature) != signature:
             raise self.fail("P5", f"{where}: component {instruction.component!r} was used with other inputs or outputs before")
 
-    def draw(self, draw: int, where: str, draws: set[int]) -> None:
+    def shaping(self, instruction: Instruction, where: str) -> None:
+        """P12 to P17: the instructions that change shapes or use runtime scalars."""
+        match instruction:
+            case Muladd():
+                if not 1 <= len(instruction.scale) == len(instruction.shift) <= LIMITS["channels"]:
+                    counts = f"{len(instruction.scale)} scales and {len(instruction.shift)} shifts"
+                    raise self.fail("P12", f"{where} has {counts}, expected as many of each, 1 to {LIMITS['channels']}")
+            case Concat():
+                if not 2 <= len(instruction.parts) <= LIMITS["terms"]:
+                    raise self.fail("P13", f"{where} joins {len(instruction.parts)} parts, expected 2 to {LIMITS['terms']}")
+            case Slice():
+                if not (_whole(instruction.start) and _whole(instruction.stop) and instruction.start < instruction.stop):
+                    raise self.fail("P14", f"{where}: expected 0 <= start < stop < 2^31, found {instruction.start!r} and {instruction.stop!r}")
+            case Reduce():
+                if instruction.kind not in REDUCTIONS:
+                    raise self.fail("P15", f"{where}: kind {instruction.kind!r}, expected one of {', '.join(REDUCTIONS)}")
+                if not 0 <= instruction.quantile <= 1 or (instruction.quantile and instruction.kind != "quantile"):
+                    raise self.fail(
+                        "P15", f"{where}: quantile {instruction.quantile} with {instruction.kind!r}, expected 0 to 1, and 0 for other kinds"
+                    )
+            case Scalar():
+                if instruction.kind not in SCALAR_OPERATIONS:
+                    raise self.fail("P16", f"{where}: kind {instruction.kind!r}, expected one of {', '.join(SCALAR_OPERATIONS)}")
+                if not isinstance(instruction.a, str) and not isinstance(instruction.b, str):
+                    raise self.fail("P16", f"{where} reads no scalar, so its number of samples is unknown")
+                if instruction.kind == "sqrt" and (not isinstance(instruction.a, str) or instruction.b != 0.0):
+                    raise self.fail("P16", f"{where}: sqrt takes the scalar a alone; b must be 0")
+            case Slincomb():
+                if not 1 <= len(instruction.terms) <= LIMITS["terms"]:
+                    raise self.fail("P17", f"{where} has {len(instruction.terms)} terms, expected 1 to {LIMITS['terms']}")
+            case _:
+                raise self.fail("P0", f"{where} is not an instruction")
+
+    def draw(self, instruction: Noise, where: str, draws: set[int]) -> None:
+        draw = instruction.draw
         if isinstance(draw, bool) or not isinstance(draw, int) or not 1 <= draw < 2**32:
             raise self.fail("P7", f"{where}: draw {draw!r} is not in 1 .. 2^32 - 1 (0 is the initial noise)")
         if draw in draws:
             raise self.fail("P7", f"{where}: draw {draw} was drawn before; every draw has its own number")
         draws.add(draw)
+        sizes = instruction.shape
+        if sizes is not None and not (1 <= len(sizes) < LIMITS["rank"] and all(_whole(n) and n > 0 for n in sizes) and math.prod(sizes) < 2**31):
+            raise self.fail("P7", f"{where}: shape {list(sizes)}, expected 1 to {LIMITS['rank'] - 1} sizes >= 1, fewer than 2^31 elements")
 
     def ends(self, defined: set[str], counted: Counter[str]) -> None:
         program = self.program
@@ -169,6 +272,6 @@ class _Verifier:
 
 
 def verify(program: Program) -> Program:
-    """`program` itself, or ProgramError naming the first broken rule (P0 .. P11)."""
+    """`program` itself, or ProgramError naming the first broken rule (P0 .. P18)."""
     _Verifier(program).run()
     return program

@@ -157,7 +157,7 @@ def two_evals():
         (lambda: run(two_evals(), {"f": lambda x: {"p": x}}, x_T=X), "no output 'o'", Status.UNKNOWN_NAME),
         (
             lambda: run(program(Eval("f", {"x": (Reg("x_T"),)}, {"o": ("a",)}), Lincomb("y", ((1, "x_T"), (1, "a"))), nfe={"f": 1}), {"f": lambda x: x[0]}, x_T=X),
-            "has shape", Status.BAD_SHAPE,
+            r"shapes do not fit: 'x_T' \[3, 4, 5\], 'a' \[4, 5\]", Status.BAD_SHAPE,
         ),
         (lambda: run(program(Clamp("y", "x_T", 0, 1)), dtype=np.float16, x_T=X), "float32 or float64", Status.BAD_DTYPE),
         (lambda: run(program(Lincomb("y", ((1e300, "x_T"),))), x_T=X), "does not fit float32", Status.OUT_OF_RANGE),

@@ -1,0 +1,73 @@
+"""The `reach_policy` network: a residual MLP that denoises eight actions of a point robot, given where it is and where it should go.
+
+In: a noisy chunk of actions with its context, the noise level and a goal. Out: the raw network F of EDM's preconditioning
+(Karras et al. 2022, equation 7): D(a, sigma) = c_skip a + c_out F, sigma_data = 0.5. All of its arithmetic sits in linear layers.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+HORIZON = 8
+"""Actions in a chunk: the first eight of the ten tokens. The last two are the context, position and previous action."""
+
+
+class ResidualBlock(nn.Module):
+    """Two linear layers around a SiLU, after a LayerNorm; a new block is the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.linear1 = nn.Linear(width, width)
+        self.linear2 = nn.Linear(width, width)
+        nn.init.zeros_(self.linear2.weight)
+        nn.init.zeros_(self.linear2.bias)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.linear2(functional.silu(self.linear1(self.norm(h))))
+
+
+class ReachPolicy(nn.Module):
+    """F(x, t, goal) with 0.42 M parameters.
+
+    x: float32[N, 10, 2], the noisy chunk times c_in in x[:, :8], then the position (world units, in [-1, 1]) and the previous action (scaled);
+    t: float32[N], ln(sigma) / 4; goal: float32[N, 2], world units, zero for "no goal". Returns float32[N, 8, 2].
+    """
+
+    def __init__(self, width: int = 256, blocks: int = 3) -> None:
+        super().__init__()
+        self.octaves = 5  # sinusoids of a position, down to a wavelength of 1/8
+        self.time_octaves = 4
+        features = 2 * HORIZON + 2 * (2 + 4 * self.octaves) + 2 + 2 + 1 + 2 * self.time_octaves
+        self.enter = nn.Linear(features, width)
+        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width)
+        self.leave = nn.Linear(width, 2 * HORIZON)
+
+    def forward(self, x: Tensor, t: Tensor, goal: Tensor) -> Tensor:
+        noisy, position, previous = x[:, :HORIZON].flatten(1), x[:, HORIZON], x[:, HORIZON + 1]
+        time = t[:, None]
+        parts = [noisy, previous, goal - position, time]
+        for value in (position, goal):
+            parts.append(value)
+            for k in range(self.octaves):
+                parts += [(value * (math.pi * 2**k)).sin(), (value * (math.pi * 2**k)).cos()]
+        for k in range(self.time_octaves):
+            parts += [(time * 2**k).sin(), (time * 2**k).cos()]
+        h = self.enter(torch.cat(parts, dim=1))
+        for block in self.blocks:
+            h = block(h)
+        return self.leave(functional.silu(self.norm(h))).unflatten(1, (HORIZON, 2))
+
+
+def load(weights: Path) -> ReachPolicy:
+    """The trained network in evaluation mode, from the safetensors file that train.py wrote."""
+    model = ReachPolicy()
+    model.load_state_dict({name: value.float() for name, value in load_file(weights).items()})
+    return model.eval()
