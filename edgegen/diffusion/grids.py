@@ -6,15 +6,16 @@ to the clean time, as EDM and diffusers do.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
-from edgegen.diffusion.processes import Process, VPBetas
+from edgegen.diffusion.processes import Flow, Process, VPBetas, vp_linear
 from edgegen.errors import ProgramError, Status, nearest
 
-__all__ = ["GRIDS", "check_grid", "make_grid"]
+__all__ = ["GRIDS", "check_grid", "fast_orders", "make_grid"]
 
 Array = npt.NDArray[np.float64]
 
@@ -24,10 +25,25 @@ def uniform(process: Process, steps: int, first: float, last: float) -> Array:
     return np.linspace(first, last, steps + 1)
 
 
-def quadratic(process: Process, steps: int, first: float, last: float) -> Array:
-    """Equally spaced in the square root of time, measured from the process's earliest time. Source: DEIS (kappa = 2)."""
+def polynomial(process: Process, steps: int, first: float, last: float, *, power: float = 2.0) -> Array:
+    """Equally spaced in time^(1 / power), time measured from the process's earliest. Source: DEIS (kappa; 1 is uniform, 2 quadratic)."""
+    _positive("polynomial", "power", power)
     origin = process.t_min
-    return np.linspace((first - origin) ** 0.5, (last - origin) ** 0.5, steps + 1) ** 2 + origin
+    return np.linspace((first - origin) ** (1.0 / power), (last - origin) ** (1.0 / power), steps + 1) ** power + origin
+
+
+def quadratic(process: Process, steps: int, first: float, last: float) -> Array:
+    """Equally spaced in the square root of time: `polynomial` of power 2."""
+    return polynomial(process, steps, first, last)
+
+
+def shifted(process: Process, steps: int, first: float, last: float, *, shift: float = 3.0) -> Array:
+    """A flow's uniform times s moved towards noise: shift s / (1 + (shift - 1) s). Source: Esser et al. 2024 (SD3), equation 23."""
+    _positive("shifted", "shift", shift)
+    if not isinstance(process, Flow):
+        raise ProgramError(f"grid 'shifted' is for flows; the process is {type(process).__name__}; use 'polynomial' or 'karras'")
+    s = np.linspace(first, last, steps + 1)
+    return shift * s / (1.0 + (shift - 1.0) * s)
 
 
 def _between(process: Process, steps: int, first: float, last: float, inner: Callable[[float, float, int], Array]) -> Array:
@@ -43,8 +59,7 @@ def _between(process: Process, steps: int, first: float, last: float, inner: Cal
 
 def uniform_lambda(process: Process, steps: int, first: float, last: float) -> Array:
     """Equally spaced in lambda (log-SNR). Source: Lu et al. 2022 (DPM-Solver)."""
-    if process.alpha(first) == 0:
-        raise ProgramError(f"grid 'lambda': lambda is -inf at t = {first}; set t_start below it, or use grid 'uniform'", Status.OUT_OF_RANGE)
+    _finite_start("lambda", process, first)
 
     def inner(a: float, b: float, count: int) -> Array:
         return process.inverse_lambda(np.linspace(process.lam(a), process.lam(b), count))
@@ -52,10 +67,41 @@ def uniform_lambda(process: Process, steps: int, first: float, last: float) -> A
     return _between(process, steps, first, last, inner)
 
 
+def fast_orders(steps: int, order: int, *, clean_end: bool = False) -> list[int]:
+    """How DPM-Solver-fast spends `steps` evaluations: intervals of `order` (2 or 3), the remainder last. Source: Lu et al. 2022,
+    section 3.4. clean_end: the last evaluation is a step of its own, to sigma = 0.
+    """
+    if order == 1:
+        return [1] * steps
+    budget = steps - 1 if clean_end else steps
+    if order == 2:
+        groups = [2] * (budget // 2) + [1] * (budget % 2)
+    elif budget % 3 == 0:
+        groups = [3] * (budget // 3 - 1) + ([2, 1] if budget else [])
+    else:
+        groups = [3] * (budget // 3) + [budget % 3]
+    return groups + [1] * clean_end
+
+
+def lambda_fast(process: Process, steps: int, first: float, last: float, *, order: int = 3) -> Array:
+    """DPM-Solver-fast's grid: the ends of its intervals equally spaced in lambda, each interval then divided equally."""
+
+    def inner(a: float, b: float, count: int) -> Array:
+        groups = fast_orders(count - 1, order)
+        ends = np.linspace(process.lam(a), process.lam(b), len(groups) + 1)
+        parts = [np.linspace(low, high, n, endpoint=False) for low, high, n in zip(ends, ends[1:], groups, strict=False)]
+        return process.inverse_lambda(np.append(np.concatenate(parts), ends[-1])) if groups else np.array([a])
+
+    if order not in (2, 3):
+        raise ProgramError(f"grid 'lambda_fast': expected order 2 or 3, found {order!r}", Status.OUT_OF_RANGE)
+    _finite_start("lambda_fast", process, first)
+    return _between(process, steps, first, last, inner)
+
+
 def karras(process: Process, steps: int, first: float, last: float, *, power: float = 7.0) -> Array:
-    """rho = sigma / alpha equally spaced in rho^(1/7). Source: Karras et al. 2022, equation 5."""
-    if process.alpha(first) == 0:
-        raise ProgramError(f"grid 'karras': rho is infinite at t = {first}; set t_start below it, or use grid 'uniform'", Status.OUT_OF_RANGE)
+    """rho = sigma / alpha equally spaced in rho^(1 / power). Source: Karras et al. 2022, equation 5. power = 1: linear in rho."""
+    _positive("karras", "power", power)
+    _finite_start("karras", process, first)
 
     def inner(a: float, b: float, count: int) -> Array:
         rho = np.linspace(np.exp(-process.lam(a) / power), np.exp(-process.lam(b) / power), count) ** power
@@ -64,26 +110,50 @@ def karras(process: Process, steps: int, first: float, last: float, *, power: fl
     return _between(process, steps, first, last, inner)
 
 
+def vp(process: Process, steps: int, first: float, last: float) -> Array:
+    """The noise levels of a VP process (beta 0.1 to 20) at equally spaced times, for a network of another process. Source: BESO."""
+    _finite_start("vp", process, first)
+    levels = vp_linear()
+
+    def inner(a: float, b: float, count: int) -> Array:
+        ends = levels.inverse_lambda(process.lam([a, b]))
+        return process.inverse_lambda(levels.lam(np.linspace(ends[0], ends[1], count)))
+
+    return _between(process, steps, first, last, inner)
+
+
+def _positive(grid: str, name: str, value: float) -> None:
+    if not 0 < value < np.inf:
+        raise ProgramError(f"grid {grid!r}: expected {name} > 0, found {value}", Status.OUT_OF_RANGE)
+
+
+def _finite_start(grid: str, process: Process, first: float) -> None:
+    if process.alpha(first) == 0:
+        raise ProgramError(
+            f"grid {grid!r}: alpha is 0 at t = {first}, so lambda is -inf there; set t_start below it, or use grid 'uniform'", Status.OUT_OF_RANGE
+        )
+
+
 def _table_length(process: Process, name: str) -> int:
     if not isinstance(process, VPBetas):
         raise ProgramError(f"grid {name!r} spaces the indices of a table; the process is {type(process).__name__}; use 'uniform' or 'lambda'")
     return len(process.log_alphas) - 1
 
 
-def leading(process: Process, steps: int, *, multistep: bool) -> Array:
-    """diffusers' timestep_spacing="leading" (DDIM: multiples of T // steps; DPM-Solver family: of T // (steps + 1))."""
+def leading(process: Process, steps: int, *, multistep: bool, offset: int = 0) -> Array:
+    """diffusers' timestep_spacing="leading" (DDIM: multiples of T // steps; DPM-Solver family: of T // (steps + 1)), plus `offset`."""
     total = _table_length(process, "leading")
     if multistep:
-        return np.arange(0, steps + 1)[::-1][:-1].astype(np.float64) * (total // (steps + 1))
-    return np.arange(0, steps)[::-1].astype(np.float64) * (total // steps)
+        return np.arange(0, steps + 1)[::-1][:-1].astype(np.float64) * (total // (steps + 1)) + offset
+    return np.arange(0, steps)[::-1].astype(np.float64) * (total // steps) + offset
 
 
 def linspace(process: Process, steps: int, *, multistep: bool) -> Array:
-    """diffusers' timestep_spacing="linspace" (Euler and DDIM: down to 0; DPM-Solver family: the node at 0 dropped)."""
+    """diffusers' timestep_spacing="linspace" (Euler and its kin: down to 0, fractions of indices; DPM-Solver family: rounded, 0 dropped)."""
     total = _table_length(process, "linspace")
     if multistep:
         return np.linspace(0, total - 1, steps + 1).round()[::-1][:-1]
-    return np.linspace(0, total - 1, steps).round()[::-1]
+    return np.linspace(0, total - 1, steps)[::-1]
 
 
 def trailing(process: Process, steps: int, *, multistep: bool) -> Array:
@@ -92,21 +162,38 @@ def trailing(process: Process, steps: int, *, multistep: bool) -> Array:
     return np.arange(total, 0, -total / steps).round()[:steps] - 1.0
 
 
+def lcm(process: Process, steps: int, *, multistep: bool, original_steps: int = 50) -> Array:
+    """The times that LCM and TCD were distilled at (`original_steps` of them, equally spaced), thinned to `steps`."""
+    total = _table_length(process, "lcm")
+    if not steps <= original_steps <= total:
+        raise ProgramError(f"grid 'lcm': expected steps <= original_steps <= {total}, found {steps} and {original_steps}", Status.OUT_OF_RANGE)
+    trained = np.arange(1, original_steps + 1)[::-1] * (total // original_steps) - 1.0
+    return np.asarray(trained[np.floor(np.linspace(0, original_steps, steps, endpoint=False)).astype(int)])
+
+
 GRIDS: dict[str, Callable[..., Array]] = {
     "uniform": uniform,
     "quadratic": quadratic,
+    "polynomial": polynomial,
+    "shifted": shifted,
     "lambda": uniform_lambda,
+    "lambda_fast": lambda_fast,
     "karras": karras,
+    "vp": vp,
     "leading": leading,
     "linspace": linspace,
     "trailing": trailing,
+    "lcm": lcm,
 }
 
-_SPACINGS = ("leading", "linspace", "trailing")
+_SPACINGS = ("leading", "linspace", "trailing", "lcm")
 
 
-def make_grid(name: str, process: Process, steps: int, *, t_start: float | None = None, t_end: float | None = None, multistep: bool = False) -> Array:
-    """The grid called `name` (a key of `GRIDS`), float64[steps + 1], decreasing, checked.
+def make_grid(
+    name: str, process: Process, steps: int, *, t_start: float | None = None, t_end: float | None = None, multistep: bool = False,
+    **options: float,
+) -> Array:  # fmt: skip
+    """The grid called `name` (a key of `GRIDS`) with its `options`, float64[steps + 1], decreasing, checked.
 
     multistep: which of diffusers' two conventions the names leading and linspace mean (see those functions).
     Their times come from the table, so `t_start` is refused with them; `t_end` is -1 (clean) or 0 (sigma_min).
@@ -115,6 +202,10 @@ def make_grid(name: str, process: Process, steps: int, *, t_start: float | None 
         raise ProgramError(f"no grid {name!r}: {nearest(name, GRIDS)}", Status.UNKNOWN_NAME)
     if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
         raise ProgramError(f"expected a whole number of steps >= 1, found {steps!r}", Status.OUT_OF_RANGE)
+    known = set(inspect.signature(GRIDS[name]).parameters) - {"process", "steps", "first", "last", "multistep"}
+    for option in options:
+        if option not in known:
+            raise ProgramError(f"grid {name!r} has no option {option!r}: {nearest(option, known)}", Status.UNKNOWN_NAME)
     first = process.t_first if t_start is None else float(t_start)
     last = process.t_last if t_end is None else float(t_end)
     if name in _SPACINGS:
@@ -123,10 +214,10 @@ def make_grid(name: str, process: Process, steps: int, *, t_start: float | None 
         total = _table_length(process, name)
         if steps > total:
             raise ProgramError(f"grid {name!r}: {steps} steps do not fit a table of {total} betas", Status.OUT_OF_RANGE)
-        times = np.append(GRIDS[name](process, steps, multistep=multistep), last)
+        times = np.append(GRIDS[name](process, steps, multistep=multistep, **options), last)
     else:
         _check_ends(process, first, last)
-        times = GRIDS[name](process, steps, first, last)
+        times = GRIDS[name](process, steps, first, last, **options)
         times[0], times[-1] = first, last
     return check_grid(process, times, steps)
 

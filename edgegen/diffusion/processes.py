@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -131,18 +132,92 @@ class VPCosine(_VariancePreserving):
 class VPBetas(_VariancePreserving):
     """VP from a table of betas: alpha(i)^2 = prod_{j<=i} (1 - beta_j) at the index i = 0 .. T-1.
 
-    ln(alpha) is linear between indices (as in DPM-Solver's discrete schedule). The time -1 is the empty product: clean data,
-    which diffusers calls `set_alpha_to_one` or `final_sigmas_type="zero"`.
+    The time -1 is the empty product: clean data, which diffusers calls `set_alpha_to_one` or `final_sigmas_type="zero"`.
+    interpolation: what is linear between indices: "log_alpha" (DPM-Solver's discrete schedule), "sigma" (rho = sigma / alpha, as
+    diffusers reads fractions of indices) or "log_sigma" (as diffusers finds the index of a noise level).
     """
 
     log_alphas: tuple[float, ...] = field(repr=False)
+    interpolation: str = "log_alpha"
+
+    @cached_property
+    def _table(self) -> tuple[Array, Array, Array]:
+        """Indices -1 .. T-1, ln(alpha), and rho there; a last alpha of 0 is kept finite in the logarithm."""
+        logs = np.maximum(self.log_alphas, _NO_ALPHA)
+        return np.arange(-1.0, len(logs) - 1), logs, np.sqrt(np.expm1(np.minimum(-2.0 * logs, -_NO_ALPHA)))
 
     def log_alpha(self, t: Times) -> Array:
-        return np.asarray(np.interp(np.asarray(t, np.float64), np.arange(-1.0, len(self.log_alphas) - 1), self.log_alphas))
+        t = np.asarray(t, np.float64)
+        indices, logs, rho = self._table
+        if self.interpolation == "log_alpha":
+            return np.asarray(np.interp(t, indices, logs))
+        linear = -0.5 * np.log1p(np.interp(t, indices, rho) ** 2)
+        if self.interpolation == "log_sigma":
+            linear = np.where(t > 0, -0.5 * np.logaddexp(2.0 * np.interp(t, indices[1:], np.log(rho[1:])), 0.0), linear)
+        known = np.isin(t, indices)
+        return np.where(known, np.interp(t, indices, logs), linear)
 
     def inverse_log_alpha(self, log_alpha: Array) -> Array:
-        descending = np.asarray(self.log_alphas)
-        return np.asarray(np.interp(-log_alpha, -descending, np.arange(-1.0, len(descending) - 1)))
+        indices, logs, rho = self._table
+        if self.interpolation == "log_alpha":
+            return np.asarray(np.interp(-log_alpha, -logs, indices))
+        wanted = np.sqrt(np.expm1(-2.0 * log_alpha))
+        linear = np.interp(wanted, rho, indices)
+        if self.interpolation == "log_sigma":
+            with np.errstate(divide="ignore"):
+                linear = np.where(wanted > rho[1], np.interp(np.log(wanted), np.log(rho[1:]), indices[1:]), linear)
+        return np.asarray(linear)
+
+    def alpha(self, t: Times) -> Array:
+        return np.where(self.log_alpha(t) <= _NO_ALPHA, 0.0, super().alpha(t))
+
+    def lam(self, t: Times) -> Array:
+        return np.where(self.log_alpha(t) <= _NO_ALPHA, -np.inf, super().lam(t))
+
+
+_NO_ALPHA = -300.0
+"""ln(alpha) below which alpha is 0: the end of a schedule with zero terminal signal-to-noise ratio."""
+
+
+@dataclass(frozen=True)
+class MeanReverting(Process):
+    """x - mu = alpha (x0 - mu) + sigma eps with sigma^2 = sigma_inf^2 (1 - alpha^2): image restoration from the degraded image mu.
+
+    Times are indices 0 .. T of a table of ln(alpha). compat: alpha, sigma and lambda are each interpolated linearly between
+    indices, as the authors' code does (they then disagree with each other); else ln(alpha) is, and the others follow.
+    Source: Luo et al. 2023 (IR-SDE); Li et al. 2025 (MR Sampler).
+    """
+
+    log_alphas: tuple[float, ...] = field(repr=False)
+    sigma_inf: float
+    compat: bool
+
+    def _at(self, t: Times, of: Callable[[Array], Array]) -> Array:
+        """`of(ln alpha)`, linear between indices in itself (compat) or in ln(alpha)."""
+        t, table = np.asarray(t, np.float64), np.asarray(self.log_alphas)
+        indices = np.arange(len(table))
+        return np.asarray(np.interp(t, indices, of(table)) if self.compat else of(np.asarray(np.interp(t, indices, table))))
+
+    def alpha(self, t: Times) -> Array:
+        return self._at(t, np.exp)
+
+    def sigma(self, t: Times) -> Array:
+        return self._at(t, lambda logs: self.sigma_inf * np.sqrt(-np.expm1(2.0 * logs)))
+
+    def lam(self, t: Times) -> Array:
+        return self._at(t, lambda logs: logs - np.log(self.sigma_inf) - 0.5 * np.log(-np.expm1(2.0 * logs)))
+
+    def inverse_lambda(self, lam: Times) -> Array:
+        lam = np.asarray(lam, np.float64)
+        table = np.asarray(self.log_alphas)
+        indices = np.arange(len(table))
+        if self.compat:
+            return np.asarray(np.interp(-lam, -self.lam(indices), indices))
+        log_alpha = -0.5 * np.logaddexp(-2.0 * (lam + math.log(self.sigma_inf)), 0.0)
+        return np.asarray(np.interp(-log_alpha, -table, indices))
+
+    def initial_scale(self, t: float) -> float:
+        return self.sigma_inf
 
 
 @dataclass(frozen=True)
@@ -194,31 +269,85 @@ def vp_cosine(s: float = 0.008) -> VPCosine:
     return VPCosine(float(whole.inverse_lambda(-5.1)), 1e-3, 1e-3, 0.0, 1.0, float(s))
 
 
+def _linear_betas(start: float, end: float, steps: int) -> Array:
+    return np.linspace(start, end, steps)
+
+
+def _scaled_linear_betas(start: float, end: float, steps: int) -> Array:
+    return np.asarray(np.linspace(start**0.5, end**0.5, steps) ** 2)
+
+
+def _cosine_betas(start: float, end: float, steps: int) -> Array:
+    bars = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * math.pi / 2.0) ** 2
+    return np.asarray(np.minimum(1.0 - bars[1:] / bars[:-1], 0.999))
+
+
+def _ddgan_betas(start: float, end: float, steps: int) -> Array:
+    """Relative to the state at u = 1e-3 of VP with beta 0.1 to 20 (Xiao et al. 2022, appendix)."""
+    u = np.arange(steps + 1) / steps * (1.0 - 1e-3) + 1e-3
+    return -np.expm1(2.0 * np.diff(vp_linear().log_alpha(u)))
+
+
+def _prodiff_betas(start: float, end: float, steps: int) -> Array:
+    """steps = 5 for the released models: one more than the teacher's steps (Huang et al. 2022)."""
+    t = np.arange(1, steps + 1)
+    return -np.expm1(-0.1 / steps - 0.5 * 39.9 * (2 * t - 1) / steps**2)
+
+
+SCHEDULES: dict[str, Callable[[float, float, int], Array]] = {
+    "linear": _linear_betas,
+    "scaled_linear": _scaled_linear_betas,
+    "squaredcos_cap_v2": _cosine_betas,
+    "ddgan": _ddgan_betas,
+    "prodiff": _prodiff_betas,
+}
+
+
 def vp_betas(
     betas: Sequence[float] | None = None, *, beta_start: float = 1e-4, beta_end: float = 0.02, steps: int = 1000,
-    schedule: str = "linear",
+    schedule: str = "linear", terminal: float | None = None, interpolation: str = "log_alpha",
 ) -> VPBetas:  # fmt: skip
     """VP from a table of betas, or from a named one of length `steps`; samples from the last index to -1 (clean data).
 
-    schedule: "linear" (DDPM) or "scaled_linear" (linear in sqrt(beta), Stable Diffusion).
+    schedule: "linear" (DDPM), "scaled_linear" (linear in sqrt(beta), Stable Diffusion), "squaredcos_cap_v2" (cosine), "ddgan" or
+    "prodiff". terminal: rescale the table to zero terminal SNR (Lin et al. 2024), then set the last alpha^2 to this value: 0, or
+    diffusers' 2^-24 for solvers that need a finite lambda. interpolation: see `VPBetas`.
     """
     if betas is None:
-        if schedule == "linear":
-            table = np.linspace(beta_start, beta_end, steps)
-        elif schedule == "scaled_linear":
-            table = np.linspace(beta_start**0.5, beta_end**0.5, steps) ** 2
-        else:
-            raise ProgramError(f"vp_betas: no schedule {schedule!r}: {nearest(schedule, ['linear', 'scaled_linear'])}")
+        if schedule not in SCHEDULES:
+            raise ProgramError(f"vp_betas: no schedule {schedule!r}: {nearest(schedule, SCHEDULES)}", Status.UNKNOWN_NAME)
+        _require(isinstance(steps, int) and steps >= 1, f"vp_betas: expected steps >= 1, found {steps!r}")
+        table = SCHEDULES[schedule](beta_start, beta_end, steps)
     else:
         table = np.asarray(betas, np.float64)
+    _require(interpolation in ("log_alpha", "sigma", "log_sigma"), f"vp_betas: interpolation {interpolation!r}: log_alpha, sigma or log_sigma")
     _require(table.ndim == 1 and len(table) >= 1, f"vp_betas: expected a list of betas, found shape {table.shape}")
     _require(
         bool(np.all((table > 0) & (table < 1))),
-        "vp_betas: every beta must be in (0, 1): a table that reaches 1 (zero terminal SNR) has no finite lambda; clip it below 1",
+        "vp_betas: every beta must be in (0, 1): a table that reaches 1 (zero terminal SNR) is made with `terminal = 0` from one that does not",
     )
     logs = np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-table))])
+    if terminal is not None:
+        _require(0 <= terminal < 1 and len(table) > 1, f"vp_betas: expected 0 <= terminal < 1, found {terminal}")
+        root = np.exp(logs[1:])
+        root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+        logs[1:-1] = np.log(root[:-1])
+        logs[-1] = 0.5 * math.log(terminal) if terminal > 0 else -math.inf
     last = float(len(table) - 1)
-    return VPBetas(last, -1.0, 0.0, -1.0, last, tuple(logs.tolist()))
+    return VPBetas(last, -1.0, 0.0, -1.0, last, tuple(logs.tolist()), interpolation)
+
+
+def mean_reverting(steps: int = 100, sigma_inf: float = 50.0 / 255.0, *, epsilon: float = 0.005, compat: bool = False) -> MeanReverting:
+    """The mean-reverting process with the authors' cosine schedule: times are indices 0 .. `steps`, sampled from the last to 0.
+
+    sigma_inf: the stationary standard deviation, > 0. epsilon: what alpha ends at. compat: see `MeanReverting`.
+    """
+    _require(isinstance(steps, int) and steps >= 1, f"mean_reverting: expected steps >= 1, found {steps!r}")
+    _require(0 < sigma_inf < math.inf and 0 < epsilon < 1, f"mean_reverting: expected sigma_inf > 0, 0 < epsilon < 1, found {sigma_inf}, {epsilon}")
+    bars = np.cos((np.arange(steps + 3) / (steps + 2) + 0.008) / 1.008 * math.pi / 2.0) ** 2
+    theta = 1.0 - bars[1 : steps + 2] / bars[0]
+    logs = math.log(epsilon) / theta.sum() * np.cumsum(theta)
+    return MeanReverting(float(steps), 0.0, 0.0, 0.0, float(steps), tuple(logs.tolist()), float(sigma_inf), bool(compat))
 
 
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> VarianceExploding:
@@ -240,6 +369,7 @@ PROCESSES: dict[str, Callable[..., Process]] = {
     "edm": edm,
     "ve": edm,
     "flow": flow,
+    "mean_reverting": mean_reverting,
 }
 
 

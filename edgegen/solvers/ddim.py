@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from edgegen.diffusion import Process
 from edgegen.program import Program
-from edgegen.solvers.lowering import Grid, Lowering
+from edgegen.solvers.lowering import NOISE, Grid, Lowering, Prediction
 
 __all__ = ["ddim"]
 
 
-def ddim(process: Process, prediction: str, grid: Grid, *, eta: float = 0.0, clip: float | None = None, threshold: float | None = None) -> Program:
+def ddim(process: Process, prediction: Prediction, grid: Grid, *, eta: float = 0.0) -> Program:
     """x' = alpha' x0 + sigma' sqrt(1 - eta^2 q) eps + eta sigma' sqrt(q) z, with q = 1 - exp(-2 h) and h = lambda' - lambda.
 
-    eta: 0 (deterministic, first order) to 1 (the DDPM posterior). clip: clamp x0 to [-clip, clip]; eps is not derived again
-    from the clamped x0 (as diffusers' default). threshold: quantile of dynamic thresholding, with `clip` as its ceiling.
+    eta: 0 (deterministic, first order) to 1 (the DDPM posterior). Where x0 is clipped, eps is not derived again from it (as
+    diffusers' default).
     """
     p = Lowering("ddim", process, prediction, grid)
-    for i in range(p.steps):
-        output = p.network(i)
-        alpha, sigma = p.alpha[i + 1], p.sigma[i + 1]
-        q = -math.expm1(2.0 * (p.lam[i] - p.lam[i + 1])) if sigma > 0 else 1.0
-        c_noise, c_fresh = sigma * math.sqrt(1.0 - eta**2 * q), eta * sigma * math.sqrt(q)
-        if clip is None and threshold is None:
-            terms = [(alpha * c, name) for c, name in p.data_terms(i, output)]
+    for s, t in pairwise(p.nodes):
+        q = -math.expm1(2.0 * (s.lam - t.lam)) if t.sigma > 0 else 1.0
+        c_noise, c_fresh = t.sigma * math.sqrt(1.0 - eta**2 * q), eta * t.sigma * math.sqrt(q)
+        output = p.network(s)
+        if prediction.mix is not None:
+            noise = p.lead(p.estimate(NOISE, s, output=output))
+            x0 = p.limit(p.combine([(1.0 / s.alpha, p.x), (-s.sigma / s.alpha, noise)]))
+            terms = [(t.alpha, x0), (c_noise, noise)]
         else:
-            terms = [(alpha, p.data(i, output, clip=clip, threshold=threshold))]
-        if c_noise != 0.0:
-            terms += [(c_noise * c, name) for c, name in p.noise_terms(i, output)]
+            terms = [(t.alpha, p.data(s, output))]
+            if c_noise != 0.0:
+                terms += [(c_noise * c, name) for c, name in p.noise_terms(s, output)]
         if c_fresh != 0.0:
             terms.append((c_fresh, p.noise()))
-        p.advance(i, p.combine(terms))
+        p.advance(p.combine(terms), t)
     return p.finish()

@@ -1,34 +1,41 @@
-"""How a solver's program meets one model: tensor names, the network's own time, conditions, classifier-free guidance.
-
-Each is a transform of a program, so a solver never hears of them.
+"""How a solver's program meets one model: tensor names, the network's own time, conditions. A transform of a program, so a solver
+never hears of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from edgegen.diffusion import Process
 from edgegen.errors import ProgramError, Status, nearest
-from edgegen.program import Eval, Imm, Input, Instruction, Lincomb, Program, Reg
+from edgegen.program import Concat, Eval, Imm, Input, Instruction, Lincomb, Muladd, Program, Reg, Slice
 from edgegen.program.instructions import Operand
 from edgegen.program.rewrite import expand
 
-__all__ = ["TIMES", "Denoiser", "Guidance", "bind", "guide"]
+__all__ = ["TIMES", "Denoiser", "bind"]
 
 TIMES: dict[str, Callable[[Process, float], float]] = {
     "process": lambda process, t: t,
+    "rounded": lambda process, t: float(round(t)),
     "times_1000": lambda process, t: 1000.0 * t,
     "times_999": lambda process, t: 999.0 * t,
     "log_sigma_over_4": lambda process, t: 0.25 * math.log(float(process.sigma(t))),
 }
-"""What the network's time input receives at process time t: as it is, scaled (score_sde: 999 t), or EDM's ln(sigma) / 4."""
+"""What the network's time input receives at process time t: as it is, rounded to an index (diffusers with Karras sigmas), scaled
+(score_sde: 999 t), or EDM's ln(sigma) / 4."""
 
 
 @dataclass(frozen=True, slots=True)
 class Denoiser:
-    """The names a model gives to what a solver calls denoiser(x, t) -> prediction. `conditions` are further inputs."""
+    """The names a model gives to what a solver calls denoiser(x, t) -> prediction, and what else it is told.
+
+    conditions: further inputs, filled by program inputs of the same names. r, latent: inputs of the second time (MeanFlow) and of
+    the latent noise (denoising diffusion GANs). concat: conditions joined to x along axis 1 instead.
+    channels: keep only the first so many channels of the output (networks that also return a variance).
+    scale, shift: what the sample is multiplied by and moved by at the end, one number per channel or one for all.
+    """
 
     component: str = "denoiser"
     x: str = "x"
@@ -36,96 +43,59 @@ class Denoiser:
     output: str = "prediction"
     conditions: tuple[str, ...] = ()
     time: str = "process"
-
-
-@dataclass(frozen=True, slots=True)
-class Guidance:
-    """Classifier-free guidance: output = scale * conditional + (1 - scale) * unconditional (Ho and Salimans 2022).
-
-    null: component input -> what the unconditional branch feeds it: a number for every row (a null label), or the name of a
-    program input that the caller fills (a negative prompt). batched: one evaluation of two joined batches, else two evaluations.
-    """
-
-    scale: float
-    null: Mapping[str, float | str] = field(default_factory=dict)
-    batched: bool = True
+    r: str = "r"
+    latent: str = "latent"
+    concat: tuple[str, ...] = ()
+    channels: int | None = None
+    scale: tuple[float, ...] = ()
+    shift: tuple[float, ...] = ()
 
 
 def bind(program: Program, process: Process, model: Denoiser) -> Program:
     """`program` with the model's names, its times mapped, and its conditions as program inputs."""
     if model.time not in TIMES:
         raise ProgramError(f"no time map {model.time!r}: {nearest(model.time, TIMES)}", Status.UNKNOWN_NAME)
+    pieces = [_bound(i, process, model) if isinstance(i, Eval) else [i] for i in program.instructions]
+    outputs = dict(program.outputs)
+    if model.scale or model.shift:
+        count = max(len(model.scale), len(model.shift))
+        scale, shift = (v * count if len(v) == 1 else v for v in (model.scale or (1.0,), model.shift or (0.0,)))
+        pieces[-1] = [*pieces[-1], Muladd("restored", outputs["sample"], tuple(scale), tuple(shift))]
+        outputs["sample"] = "restored"
+    declared = {i.name for i in program.inputs}
+    inputs = program.inputs + tuple(Input(name, "condition") for name in (*model.conditions, *model.concat) if name not in declared)
+    bound = replace(expand(program, pieces), inputs=inputs, outputs=outputs, nfe={model.component: program.nfe["denoiser"]})
+    return _marks_at_the_end(bound)
+
+
+def _marks_at_the_end(program: Program) -> Program:
+    """The last step mark moved behind what was appended after it."""
+    *before, last = program.steps
+    return replace(program, steps=(*before, replace(last, after=max(last.after, len(program.instructions)))))
+
+
+def _bound(instruction: Eval, process: Process, model: Denoiser) -> list[Instruction]:
+    """The evaluation under the model's names, with what must be done to its state before and to its output after."""
+    before: list[Instruction] = []
+    after: list[Instruction] = []
+    states: list[Operand] = []
+    outs = []
     to_network = TIMES[model.time]
-
-    def bound(instruction: Instruction) -> Instruction:
-        if not isinstance(instruction, Eval):
-            return instruction
-        times = tuple(Imm(to_network(process, o.value)) for o in instruction.inputs["t"] if isinstance(o, Imm))
-        inputs: dict[str, tuple[Operand, ...]] = {model.x: instruction.inputs["x"], model.t: times}
-        inputs |= {name: (Reg(name),) for name in model.conditions}
-        return Eval(model.component, inputs, {model.output: instruction.outputs["prediction"]})
-
-    return replace(
-        program,
-        inputs=program.inputs + tuple(Input(name, "condition") for name in model.conditions),
-        instructions=tuple(bound(i) for i in program.instructions),
-        nfe={model.component: program.nfe["denoiser"]},
-    )
-
-
-def guide(program: Program, guidance: Guidance) -> Program:
-    """`program` with each evaluation replaced by a conditional and an unconditional one and their combination.
-
-    A scale of 1 is the conditional branch alone: the program stays as it is.
-    """
-    w = float(guidance.scale)
-    if not math.isfinite(w):
-        raise ProgramError(f"guidance scale {w} is not finite", Status.NONFINITE)
-    if w == 1.0:
-        return program
-    pieces: list[list[Instruction]] = []
-    extra: dict[str, Input] = {}
-    nfe: dict[str, int] = {}
-    for instruction in program.instructions:
-        if isinstance(instruction, Eval):
-            null = _null_operands(instruction, guidance, extra)
-            pieces.append(_guided(instruction, null, w, batched=guidance.batched))
-            nfe[instruction.component] = nfe.get(instruction.component, 0) + 2
-        else:
-            pieces.append([instruction])
-    return replace(expand(program, pieces), inputs=program.inputs + tuple(extra.values()), nfe=nfe)
-
-
-def _null_operands(instruction: Eval, guidance: Guidance, extra: dict[str, Input]) -> dict[str, tuple[Operand, ...]]:
-    """The unconditional branch's operands; program inputs that they name are added to `extra`."""
-    unknown = set(guidance.null) - set(instruction.inputs)
-    if unknown or not guidance.null:
-        raise ProgramError(
-            f"guidance needs `null`: which input of {instruction.component!r} becomes unconditional, and its value; "
-            f"found {', '.join(sorted(unknown)) or 'nothing'}. Inputs: {', '.join(instruction.inputs)}",
-            Status.UNKNOWN_NAME,
-        )
-    null: dict[str, tuple[Operand, ...]] = {}
-    for name, value in guidance.null.items():
-        if isinstance(value, str):
-            extra[value] = Input(value, "condition")
-            null[name] = (Reg(value),)
-        else:
-            null[name] = (Imm(float(value)),)
-    return null
-
-
-def _guided(instruction: Eval, null: dict[str, tuple[Operand, ...]], w: float, *, batched: bool) -> list[Instruction]:
-    """Both branches of one evaluation and their combination into its output register."""
-    ((output, (out,)),) = instruction.outputs.items()
-    conditional, unconditional = f"{out}.c", f"{out}.u"
-    evaluations: list[Instruction]
-    if batched:
-        inputs = {name: operands + null.get(name, operands) for name, operands in instruction.inputs.items()}
-        evaluations = [Eval(instruction.component, inputs, {output: (conditional, unconditional)})]
-    else:
-        evaluations = [
-            replace(instruction, outputs={output: (conditional,)}),
-            Eval(instruction.component, {**instruction.inputs, **null}, {output: (unconditional,)}),
-        ]
-    return [*evaluations, Lincomb(out, ((w, conditional), (1.0 - w, unconditional)))]
+    for operand, out in zip(instruction.inputs["x"], instruction.outputs["prediction"], strict=True):
+        if model.concat and isinstance(operand, Reg):
+            x = operand.name
+            if operand.scale != 1.0:
+                x = f"{out}.in"
+                before.append(Lincomb(x, ((operand.scale, operand.name),)))
+            before.append(Concat(f"{out}.joined", (x, *model.concat)))
+            operand = Reg(f"{out}.joined")
+        states.append(operand)
+        outs.append(out if model.channels is None else f"{out}.whole")
+        if model.channels is not None:
+            after.append(Slice(out, f"{out}.whole", 0, model.channels))
+    inputs: dict[str, tuple[Operand, ...]] = {model.x: tuple(states)}
+    for role, name in (("t", model.t), ("r", model.r), ("latent", model.latent)):
+        if role in instruction.inputs:
+            inputs[name] = tuple(Imm(to_network(process, o.value)) if isinstance(o, Imm) else o for o in instruction.inputs[role])
+    inputs |= {name: (Reg(name),) * instruction.branches for name in model.conditions}
+    return [*before, Eval(model.component, inputs, {model.output: tuple(outs)}), *after]

@@ -21,13 +21,13 @@ OBSTACLES: Floats = np.array([(-0.8, -0.42), (0.0, -0.42), (0.8, -0.42), (-0.4, 
 """Centres of the obstacles, in a world that is [-1, 1] x [-1, 1]."""
 RADIUS = 0.19
 """Radius of every obstacle, in world units."""
-ACTION_SCALE = 0.0525
+ACTION_SCALE = 0.105
 """World units that one unit of action moves the robot; it gives the demonstrations' actions a standard deviation of 0.5."""
-MAX_STEP = 0.05
+MAX_STEP = 0.1
 """The longest move that one action makes, in world units; longer ones are shortened to it."""
-TOLERANCE = 0.05
+TOLERANCE = 0.06
 """Distance from the goal that counts as there, in world units."""
-STEP_LIMIT = 100
+STEP_LIMIT = 60
 """Actions in an episode."""
 HORIZON = 8
 """Actions in a chunk."""
@@ -36,19 +36,20 @@ EXECUTED = 4
 
 _ROWS = np.array([-0.42, 0.0, 0.42])
 _GATES = np.array(list(itertools.product((-0.4, 0.4), (-0.8, 0.0, 0.8), (-0.4, 0.4))))  # x of the gap taken in each row, one line per passage
-_CRUISE = 0.04
-_TEMPERATURE = 0.08
+_CRUISE = 0.08
+_TURN = 0.1
+_TEMPERATURE = 0.1
 
 
 def episodes(count: int, seed: int) -> tuple[Floats, Floats]:
     """Random starts and goals on opposite sides of the field, half of them upwards and half downwards.
 
-    Returns starts and goals, float32[count, 2] each: x in [-0.6, 0.6], 0.8 <= |y| <= 0.92. Raises ValueError if count < 1.
+    Returns starts and goals, float32[count, 2] each: x in [-0.3, 0.3], 0.8 <= |y| <= 0.92. Raises ValueError if count < 1.
     """
     if count < 1:
         raise ValueError(f"expected at least 1 episode, found {count}")
     rng = np.random.default_rng([seed, 0])
-    x = rng.uniform(-0.6, 0.6, (2, count))
+    x = rng.uniform(-0.3, 0.3, (2, count))
     y = rng.uniform(0.8, 0.92, (2, count)) * np.where(rng.random(count) < 0.5, 1.0, -1.0)
     return np.stack([x[0], -y[0]], 1).astype(np.float32), np.stack([x[1], y[1]], 1).astype(np.float32)
 
@@ -60,12 +61,16 @@ def move(action: NDArray[np.floating]) -> NDArray[np.floating]:
     return step * np.minimum(1.0, MAX_STEP / np.maximum(length, 1e-12))
 
 
+def _clearance(a: NDArray[np.floating], along: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Distance from the centre of the nearest obstacle to the segment from a to a + along: float[N]; both are float[N, 2]."""
+    to = OBSTACLES - a[:, None, :]
+    u = np.clip((to @ along[:, :, None])[..., 0] / np.maximum((along * along).sum(-1, keepdims=True), 1e-12), 0.0, 1.0)
+    return np.asarray(np.linalg.norm(to - u[..., None] * along[:, None, :], axis=-1).min(axis=1))
+
+
 def collides(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Whether the straight move from a to b touches an obstacle or leaves the world; a and b: float[N, 2]. Returns bool[N]."""
-    along, to = (b - a)[:, None, :], OBSTACLES[None] - a[:, None, :]
-    u = np.clip((along * to).sum(-1) / np.maximum((along * along).sum(-1), 1e-12), 0.0, 1.0)
-    nearest = np.linalg.norm(to - u[..., None] * along, axis=-1).min(axis=1)
-    return (nearest < RADIUS) | (np.abs(b).max(axis=1) > 1.0)
+    return (_clearance(a, b - a) < RADIUS) | (np.abs(b).max(axis=1) > 1.0)
 
 
 def rollout(policy: Policy, count: int, seed: int) -> tuple[NDArray[np.bool_], Floats]:
@@ -97,55 +102,71 @@ def rollout(policy: Policy, count: int, seed: int) -> tuple[NDArray[np.bool_], F
     return success, paths
 
 
-def _plans(start: Floats, goal: Floats, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Points to pass, float64[N, 4, 2]: a gap in each row, the goal last; a passage is drawn by exp(-length / _TEMPERATURE)."""
-    n, passages = len(start), len(_GATES)
-    up = goal[:, 1] > start[:, 1]
+def _passed(position: NDArray[np.float64], goal: NDArray[np.float64]) -> NDArray[np.int64]:
+    """How many rows of gaps lie behind the robot, or so close that it turns to the next: int64[N]."""
+    upwards = np.sign(goal[:, 1:])
+    return np.asarray(((position[:, 1:] * upwards - _ROWS) > -0.05).sum(1))
+
+
+def _plans(state: NDArray[np.float64], goal: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Points to pass, float64[N, 4, 2]: a gap in each row, the goal last; a passage is drawn by exp(-cost / _TEMPERATURE).
+
+    A passage costs the length of the way that is left, _TURN times 1 - cos of the turn that it begins with, and much if that way is blocked.
+    """
+    n, passages = len(state), len(_GATES)
+    position, previous = state[:, 0], state[:, 1]
     points = np.empty((n, passages, 5, 2))
-    points[:, :, 0], points[:, :, 4] = start[:, None], goal[:, None]
+    points[:, :, 0], points[:, :, 4] = position[:, None], goal[:, None]
     points[:, :, 1:4, 0] = _GATES
-    points[:, :, 1:4, 1] = np.where(up[:, None], _ROWS, _ROWS[::-1])[:, None]
-    length = np.linalg.norm(np.diff(points, axis=2), axis=-1).sum(-1)
-    pick = (rng.gumbel(size=(n, passages)) - length / _TEMPERATURE).argmax(1)
-    plan = points[np.arange(n), pick, 1:]
+    points[:, :, 1:4, 1] = (np.sign(goal[:, 1:]) * _ROWS)[:, None]
+    passed = _passed(position, goal)
+    way = np.where((np.arange(5) <= passed[:, None])[:, None, :, None], position[:, None, None], points)
+    cost = np.linalg.norm(np.diff(way, axis=2), axis=-1).sum(-1)
+    ahead = points[np.arange(n), :, 1 + passed] - position[:, None]
+    lengths = np.linalg.norm(ahead, axis=-1) * np.linalg.norm(previous, axis=-1)[:, None]
+    cost += _TURN * (1.0 - (ahead @ previous[:, :, None])[..., 0] / np.maximum(lengths, 1e-9))
+    cost += _clearance(position.repeat(passages, 0), ahead.reshape(-1, 2)).reshape(n, passages) < RADIUS + 0.02
+    plan = points[np.arange(n), (rng.gumbel(size=(n, passages)) - cost / _TEMPERATURE).argmax(1), 1:]
     plan[:, :3] += rng.normal(0.0, 0.015, (n, 3, 2))
     return plan
 
 
 def _expert(position: NDArray[np.float64], previous: NDArray[np.float64], plan: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The expert's next action, float64[N, 2]: half the previous one, half towards the next point of the plan, pushed off the obstacles."""
-    upwards = np.sign(plan[:, 3, 1])
-    passed = ((position[:, None, 1] - plan[:, :3, 1]) * upwards[:, None] > -0.06).sum(1)
+    """The expert's next action, float64[N, 2]: 0.3 of the previous one, 0.7 towards the next point of the plan, pushed off the obstacles."""
+    passed = _passed(position, plan[:, 3])
     to = plan[np.arange(len(plan)), passed] - position
     distance = np.linalg.norm(to, axis=1, keepdims=True)
     wanted = to / np.maximum(distance, 1e-9) * np.minimum(_CRUISE, np.where(passed[:, None] == 3, 0.5 * distance, _CRUISE))
     away = position[:, None] - OBSTACLES
     gap = np.linalg.norm(away, axis=-1, keepdims=True)
     push = away / np.maximum(gap, 1e-9) * np.maximum(0.0, RADIUS + 0.06 - gap)
-    return np.asarray(0.5 * previous + 0.5 * (wanted + push.sum(1)) / ACTION_SCALE)
+    return np.asarray(0.3 * previous + 0.7 * (wanted + push.sum(1)) / ACTION_SCALE)
 
 
-def demonstrations(count: int, seed: int, noise: float = 0.2) -> tuple[Floats, Floats, Floats]:
+def demonstrations(count: int, seed: int, noise: float = 0.15) -> tuple[Floats, Floats, Floats]:
     """What the expert does next in every state of `count` episodes whose robot is shaken on its way.
 
-    noise: standard deviation of what is added to each action that is carried out, so that states off the path are seen too;
+    The expert chooses its passage anew in every state, at random, so the past does not give the choice away; the robot follows each
+    EXECUTED-th choice. noise: standard deviation of what is added to each action that is carried out, so that states off the path are seen too;
     the chunk that goes with a state is what the expert does from there undisturbed. States from which it fails are left out.
     Returns context: float32[M, 2, 2] (position, previous action), goal: float32[M, 2], chunk: float32[M, HORIZON, 2]; M is about 55 * count.
     """
-    start, goal = episodes(count, seed)
+    start, target = episodes(count, seed)
     rng = np.random.default_rng([seed, 2])
-    plan = _plans(start, goal, rng)
-    position, previous, alive = start.astype(np.float64), np.zeros((count, 2)), np.ones(count, bool)
-    states: list[tuple[NDArray[np.float64], ...]] = []
-    for _ in range(STEP_LIMIT):
-        states.append((position[alive], previous[alive], plan[alive]))
-        step = move(_expert(position, previous, plan) + rng.normal(0.0, noise, (count, 2)))
-        alive &= ~collides(position, position + step)
-        position, previous = position + step, step / ACTION_SCALE
-        alive &= np.linalg.norm(position - goal, axis=1) > 0.5 * TOLERANCE
-    position, previous, plan = (np.concatenate(part) for part in zip(*states, strict=True))
-    context = np.stack([position, previous], 1)
-    chunk, safe = np.empty((len(position), HORIZON, 2)), np.ones(len(position), bool)
+    state, goal = np.stack([start, np.zeros_like(start)], 1).astype(np.float64), target.astype(np.float64)
+    seen: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+    followed = np.empty((count, 4, 2))
+    for i in range(STEP_LIMIT):
+        plan = _plans(state, goal, rng)
+        seen.append((state, plan))
+        followed = plan if i % EXECUTED == 0 else followed
+        position = state[:, 0]
+        step = move(_expert(position, state[:, 1], followed) + rng.normal(0.0, noise, position.shape))
+        going = ~collides(position, position + step) & (np.linalg.norm(position + step - goal, axis=1) > 0.5 * TOLERANCE)
+        state, goal, followed = np.stack([position + step, step / ACTION_SCALE], 1)[going], goal[going], followed[going]
+    context, plan = (np.concatenate(part) for part in zip(*seen, strict=True))
+    position, previous = context[:, 0], context[:, 1]
+    chunk, safe = np.empty((len(context), HORIZON, 2)), np.ones(len(context), bool)
     for i in range(HORIZON):
         step = move(_expert(position, previous, plan))
         safe &= ~collides(position, position + step)
