@@ -37,12 +37,16 @@ def quadratic(process: Process, steps: int, first: float, last: float) -> Array:
     return polynomial(process, steps, first, last)
 
 
-def shifted(process: Process, steps: int, first: float, last: float, *, shift: float = 3.0) -> Array:
-    """A flow's uniform times s moved towards noise: shift s / (1 + (shift - 1) s). Source: Esser et al. 2024 (SD3), equation 23."""
+def shifted(process: Process, steps: int, first: float, last: float, *, shift: float = 3.0, floor: float = 0.0) -> Array:
+    """A flow's uniform times s moved towards noise: shift s / (1 + (shift - 1) s). Source: Esser et al. 2024 (SD3), equation 23.
+
+    floor: where the equal spacing ends (before the shift) if the last step then goes to a clean end, as diffusers does.
+    """
     _positive("shifted", "shift", shift)
     if not isinstance(process, Flow):
         raise ProgramError(f"grid 'shifted' is for flows; the process is {type(process).__name__}; use 'polynomial' or 'karras'")
-    s = np.linspace(first, last, steps + 1)
+    first, last = (t / (shift - (shift - 1.0) * t) for t in (first, last))
+    s = np.append(np.linspace(first, floor, steps), last) if floor > last else np.linspace(first, last, steps + 1)
     return shift * s / (1.0 + (shift - 1.0) * s)
 
 
@@ -69,25 +73,24 @@ def uniform_lambda(process: Process, steps: int, first: float, last: float) -> A
 
 def fast_orders(steps: int, order: int, *, clean_end: bool = False) -> list[int]:
     """How DPM-Solver-fast spends `steps` evaluations: intervals of `order` (2 or 3), the remainder last. Source: Lu et al. 2022,
-    section 3.4. clean_end: the last evaluation is a step of its own, to sigma = 0.
+    section 3.4. clean_end: the last step goes to sigma = 0, so it is of first order: a last interval of 2 becomes two of 1.
     """
     if order == 1:
         return [1] * steps
-    budget = steps - 1 if clean_end else steps
     if order == 2:
-        groups = [2] * (budget // 2) + [1] * (budget % 2)
-    elif budget % 3 == 0:
-        groups = [3] * (budget // 3 - 1) + ([2, 1] if budget else [])
+        groups = [2] * (steps // 2) + [1] * (steps % 2)
+    elif steps % 3 == 0:
+        groups = [3] * (steps // 3 - 1) + [2, 1]
     else:
-        groups = [3] * (budget // 3) + [budget % 3]
-    return groups + [1] * clean_end
+        groups = [3] * (steps // 3) + [steps % 3]
+    return [*groups[:-1], 1, 1] if clean_end and groups[-1] == 2 else groups
 
 
 def lambda_fast(process: Process, steps: int, first: float, last: float, *, order: int = 3) -> Array:
     """DPM-Solver-fast's grid: the ends of its intervals equally spaced in lambda, each interval then divided equally."""
 
     def inner(a: float, b: float, count: int) -> Array:
-        groups = fast_orders(count - 1, order)
+        groups = fast_orders(steps, order, clean_end=clean)[: -1 if clean else None]
         ends = np.linspace(process.lam(a), process.lam(b), len(groups) + 1)
         parts = [np.linspace(low, high, n, endpoint=False) for low, high, n in zip(ends, ends[1:], groups, strict=False)]
         return process.inverse_lambda(np.append(np.concatenate(parts), ends[-1])) if groups else np.array([a])
@@ -95,6 +98,7 @@ def lambda_fast(process: Process, steps: int, first: float, last: float, *, orde
     if order not in (2, 3):
         raise ProgramError(f"grid 'lambda_fast': expected order 2 or 3, found {order!r}", Status.OUT_OF_RANGE)
     _finite_start("lambda_fast", process, first)
+    clean = float(process.sigma(last)) == 0.0
     return _between(process, steps, first, last, inner)
 
 
@@ -148,12 +152,15 @@ def leading(process: Process, steps: int, *, multistep: bool, offset: int = 0) -
     return np.arange(0, steps)[::-1].astype(np.float64) * (total // steps) + offset
 
 
-def linspace(process: Process, steps: int, *, multistep: bool) -> Array:
-    """diffusers' timestep_spacing="linspace" (Euler and its kin: down to 0, fractions of indices; DPM-Solver family: rounded, 0 dropped)."""
+def linspace(process: Process, steps: int, *, multistep: bool, rounded: bool = False) -> Array:
+    """diffusers' timestep_spacing="linspace" (Euler and its kin: down to 0, fractions of indices unless `rounded`; DPM-Solver family:
+    rounded, 0 dropped).
+    """
     total = _table_length(process, "linspace")
     if multistep:
         return np.linspace(0, total - 1, steps + 1).round()[::-1][:-1]
-    return np.linspace(0, total - 1, steps)[::-1]
+    times = np.linspace(0, total - 1, steps)[::-1]
+    return times.round() if rounded else times
 
 
 def trailing(process: Process, steps: int, *, multistep: bool) -> Array:

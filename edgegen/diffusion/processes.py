@@ -51,6 +51,13 @@ class Process(ABC):
     def inverse_lambda(self, lam: Times) -> Array:
         """The time at which ln(alpha / sigma) equals `lam`."""
 
+    def levels(self, lam: float) -> tuple[float, float]:
+        """(alpha, sigma) where ln(alpha / sigma) equals `lam`; where alpha or sigma is a function of the other, without a round trip
+        through time.
+        """
+        t = self.inverse_lambda(lam)
+        return float(self.alpha(t)), float(self.sigma(t))
+
     def lam(self, t: Times) -> Array:
         """lambda(t) = ln(alpha / sigma): half the log signal-to-noise ratio; +inf where sigma = 0, -inf where alpha = 0."""
         with np.errstate(divide="ignore"):
@@ -88,6 +95,10 @@ class _VariancePreserving(Process):
     def inverse_lambda(self, lam: Times) -> Array:
         lam = np.asarray(lam, np.float64)
         return self.inverse_log_alpha(-0.5 * np.logaddexp(-2.0 * lam, 0.0))
+
+    def levels(self, lam: float) -> tuple[float, float]:
+        alpha = math.exp(-0.5 * float(np.logaddexp(-2.0 * lam, 0.0)))
+        return alpha, alpha * math.exp(-lam)
 
     def initial_scale(self, t: float) -> float:
         return 1.0
@@ -133,8 +144,9 @@ class VPBetas(_VariancePreserving):
     """VP from a table of betas: alpha(i)^2 = prod_{j<=i} (1 - beta_j) at the index i = 0 .. T-1.
 
     The time -1 is the empty product: clean data, which diffusers calls `set_alpha_to_one` or `final_sigmas_type="zero"`.
-    interpolation: what is linear between indices: "log_alpha" (DPM-Solver's discrete schedule), "sigma" (rho = sigma / alpha, as
-    diffusers reads fractions of indices) or "log_sigma" (as diffusers finds the index of a noise level).
+    interpolation: what is linear between indices: "log_alpha" (DPM-Solver's discrete schedule) or "log_sigma" (ln rho, as diffusers
+    finds the index of a noise level); "sigma" reads rho linearly at a fraction of an index, and finds indices as "log_sigma" does:
+    diffusers' pair.
     """
 
     log_alphas: tuple[float, ...] = field(repr=False)
@@ -155,18 +167,15 @@ class VPBetas(_VariancePreserving):
         if self.interpolation == "log_sigma":
             linear = np.where(t > 0, -0.5 * np.logaddexp(2.0 * np.interp(t, indices[1:], np.log(rho[1:])), 0.0), linear)
         known = np.isin(t, indices)
-        return np.where(known, np.interp(t, indices, logs), linear)
+        return np.asarray(np.where(known, np.interp(t, indices, logs), linear))
 
     def inverse_log_alpha(self, log_alpha: Array) -> Array:
         indices, logs, rho = self._table
         if self.interpolation == "log_alpha":
             return np.asarray(np.interp(-log_alpha, -logs, indices))
         wanted = np.sqrt(np.expm1(-2.0 * log_alpha))
-        linear = np.interp(wanted, rho, indices)
-        if self.interpolation == "log_sigma":
-            with np.errstate(divide="ignore"):
-                linear = np.where(wanted > rho[1], np.interp(np.log(wanted), np.log(rho[1:]), indices[1:]), linear)
-        return np.asarray(linear)
+        with np.errstate(divide="ignore"):
+            return np.where(wanted > rho[1], np.interp(np.log(wanted), np.log(rho[1:]), indices[1:]), np.interp(wanted, rho, indices))
 
     def alpha(self, t: Times) -> Array:
         return np.where(self.log_alpha(t) <= _NO_ALPHA, 0.0, super().alpha(t))

@@ -66,13 +66,15 @@ def dpmpp_2m(
     return _solve("dpmpp_2m", DATA, process, prediction, grid, 2, "multistep", variant, lower_order_final, "compat")
 
 
-def dpmpp_3m(process: Process, prediction: Prediction, grid: Grid, *, d2: str = "compat", lower_order_final: bool = True) -> Program:
-    """DPM-Solver++ 3M: third-order multistep with D1 and D2 from three estimates.
+def dpmpp_3m(
+    process: Process, prediction: Prediction, grid: Grid, *, d2: str = "compat", variant: str = "heun", lower_order_final: bool = True
+) -> Program:  # fmt: skip
+    """DPM-Solver++ 3M: third-order multistep with D1 and D2 from three estimates. variant: of its second-order steps, as in `dpmpp_2m`.
 
     d2: "exact" weights the second difference as the derivation says, and is of third order; "compat" halves it, as the authors' code,
     diffusers and k-diffusion do, and is of second order (with few steps it can be the better of the two).
     """
-    return _solve("dpmpp_3m", DATA, process, prediction, grid, 3, "multistep", "heun", lower_order_final, d2)
+    return _solve("dpmpp_3m", DATA, process, prediction, grid, 3, "multistep", variant, lower_order_final, d2)
 
 
 def _solve(

@@ -104,7 +104,8 @@ class Lowering:
 
     def at_lambda(self, lam: float) -> Node:
         """The process where ln(alpha / sigma) = lam."""
-        return self.node(float(self.process.inverse_lambda(lam)))
+        alpha, sigma = self.process.levels(lam)
+        return Node(float(self.process.inverse_lambda(lam)), alpha, sigma, lam)
 
     def at_rho(self, rho: float) -> Node:
         """The process where sigma / alpha = rho > 0."""

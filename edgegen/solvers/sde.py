@@ -67,13 +67,13 @@ def _multistep(p: Lowering, form: str, order: int, eta: float, variant: str, d2:
         if form == DATA:
             a, w, spread = _reverse(s, t, eta)
             g = -(1.0 + eta) * (t.lam - s.lam)
-            weights = [w * _part(k, g, variant, d2, order) for k in range(used)]
+            weights = [w * _part(k, g, variant if used == 2 else "heun", d2) for k in range(used)]
         else:
             whole = step(NOISE, s, t)
             if not math.isfinite(whole.g):
                 raise ProgramError("dpmpp_sde in noise form cannot end at sigma = 0; set t_end above it, or use the data form", Status.OUT_OF_RANGE)
             a, spread = whole.a, t.sigma * math.sqrt(math.expm1(2.0 * whole.g))
-            weights = [2.0 * whole.first * _part(k, whole.g, variant, d2, order) for k in range(used)]
+            weights = [2.0 * whole.first * _part(k, whole.g, variant if used == 2 else "heun", d2) for k in range(used)]
         terms = [(a, p.x), (weights[0], p.lead(history[0][1])), *difference_terms(history[:used], t, weights)]
         p.advance(p.combine(terms + ([(spread, p.noise())] if spread > 0.0 else [])), t)
 
@@ -88,13 +88,13 @@ def _reverse(s: Node, t: Node, eta: float) -> tuple[float, float, float]:
     return whole.a * math.exp(-eta * h), -t.alpha * math.expm1(-(1.0 + eta) * h), t.sigma * math.sqrt(-math.expm1(-2.0 * eta * h))
 
 
-def _part(k: int, g: float, variant: str, d2: str, order: int) -> float:
+def _part(k: int, g: float, variant: str, d2: str) -> float:
     """What multiplies the k-th difference, relative to the weight of a constant estimate."""
     if k == 0:
         return 1.0
     p1, p2, p3 = integrals(g, 3)
     if k == 1:
-        return 0.5 if variant == "midpoint" and order == 2 else p2 / p1
+        return 0.5 if variant == "midpoint" else p2 / p1
     if d2 == "diffusers":
         return (p3 + 1.0) / p1
     return p3 / p1 * (1.0 if d2 == "compat" else 2.0)

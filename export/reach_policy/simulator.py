@@ -21,13 +21,13 @@ OBSTACLES: Floats = np.array([(-0.8, -0.42), (0.0, -0.42), (0.8, -0.42), (-0.4, 
 """Centres of the obstacles, in a world that is [-1, 1] x [-1, 1]."""
 RADIUS = 0.19
 """Radius of every obstacle, in world units."""
-ACTION_SCALE = 0.105
+ACTION_SCALE = 0.081
 """World units that one unit of action moves the robot; it gives the demonstrations' actions a standard deviation of 0.5."""
-MAX_STEP = 0.1
+MAX_STEP = 0.08
 """The longest move that one action makes, in world units; longer ones are shortened to it."""
 TOLERANCE = 0.06
 """Distance from the goal that counts as there, in world units."""
-STEP_LIMIT = 60
+STEP_LIMIT = 70
 """Actions in an episode."""
 HORIZON = 8
 """Actions in a chunk."""
@@ -36,9 +36,9 @@ EXECUTED = 4
 
 _ROWS = np.array([-0.42, 0.0, 0.42])
 _GATES = np.array(list(itertools.product((-0.4, 0.4), (-0.8, 0.0, 0.8), (-0.4, 0.4))))  # x of the gap taken in each row, one line per passage
-_CRUISE = 0.08
+_CRUISE = 0.065
 _TURN = 0.1
-_TEMPERATURE = 0.1
+_TEMPERATURE = 0.15
 
 
 def episodes(count: int, seed: int) -> tuple[Floats, Floats]:
@@ -149,7 +149,7 @@ def demonstrations(count: int, seed: int, noise: float = 0.15) -> tuple[Floats, 
     The expert chooses its passage anew in every state, at random, so the past does not give the choice away; the robot follows each
     EXECUTED-th choice. noise: standard deviation of what is added to each action that is carried out, so that states off the path are seen too;
     the chunk that goes with a state is what the expert does from there undisturbed. States from which it fails are left out.
-    Returns context: float32[M, 2, 2] (position, previous action), goal: float32[M, 2], chunk: float32[M, HORIZON, 2]; M is about 55 * count.
+    Returns context: float32[M, 2, 2] (position, previous action), goal: float32[M, 2], chunk: float32[M, HORIZON, 2]; M is about 35 * count.
     """
     start, target = episodes(count, seed)
     rng = np.random.default_rng([seed, 2])
