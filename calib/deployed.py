@@ -21,9 +21,10 @@ def batches(context: CalibrationContext) -> Iterator[Batch]:
     rng = np.random.default_rng(context.seed)
     for program in context.programs:
         executable = compile_program(program)
+        needed = {i.name for i in program.inputs}
         for start in range(0, context.samples, context.batch):
             count = min(context.batch, context.samples - start)
-            inputs = {c.name: draw_condition(c, count, rng) for c in context.conditions}
+            inputs = {c.name: draw_condition(c, count, rng) for c in context.conditions if c.name in needed}
             inputs |= initial_state(program, normals(context.seed + start, 0, (count, *context.sample.shape)))
             seen: list[Batch] = []
             executable.run({name: _recording(name, context, seen) for name in program.nfe}, inputs, seed=context.seed + start)

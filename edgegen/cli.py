@@ -322,6 +322,133 @@ def doctor(json_output: JsonOption = False) -> None:
         raise RuntimeFault("no engine on this machine; install one with: pip install 'edgegen[cpu]'", Status.BACKEND_MISSING)
 
 
+@app.command()
+def solvers(
+    compare: Annotated[Path | None, typer.Option("--compare", help="Draw error against evaluations of every solver on this bundle's model.")] = None,
+    fits: Annotated[Path | None, typer.Option("--for", help="Say which solvers fit this bundle's process, and why others do not.")] = None,
+    names: Annotated[str | None, typer.Option("--solvers", help="With --compare: only these, separated by commas.")] = None,
+    budgets: Annotated[str, typer.Option("--nfe", help="With --compare: budgets of evaluations without guidance, e.g. 4,6,8,10.")] = "4,6,8,10,15,20",
+    samples: Annotated[int, typer.Option("--samples", min=1, help="With --compare: samples per measurement.")] = 16,
+    output: Annotated[Path, typer.Option("-o", "--output", help="With --compare: the picture.")] = Path("solvers.png"),
+    threads: ThreadsOption = 0,
+    json_output: JsonOption = False,
+) -> None:
+    """List the solvers: order, evaluations per step, history, noise, source; or compare them on a bundle's own model."""
+    if compare is not None:
+        _compare(compare, names, budgets, samples, output, threads, json_output)
+        return
+    from edgegen.solvers.table import solver_table, why_not
+
+    rows, reasons = solver_table(), {}
+    if fits is not None:
+        from edgegen.bundle import open_bundle
+        from edgegen.search import Subject
+
+        with Subject(open_bundle(fits), samples=1, threads=threads) as subject:
+            reasons = why_not(subject.process, subject.recipe.model.prediction, subject.recipe.programs[0].steps[0])
+    if json_output:
+        _print_json([{name: getattr(r, name) for name in r.__slots__} | ({"why_not": reasons[r.name]} if reasons else {}) for r in rows])
+        return
+    if reasons:
+        table = Table("solver", "fits", "why not")
+        for r in rows:
+            table.add_row(r.name, "no" if reasons[r.name] else "yes", reasons[r.name])
+    else:
+        table = Table("solver", "order", "NFE/step", "history", "noise", "grid", "source")
+        for r in rows:
+            order, noise = (str(r.order) if r.order else "-"), ("yes" if r.stochastic else "no")
+            table.add_row(r.name, order, f"{r.nfe_per_step:g}", str(r.history), noise, r.grid, r.source)
+    Console().print(table)
+
+
+def _counts(text: str, option: str) -> list[int]:
+    """Whole numbers >= 1 from "4,6,8" or "4..12"."""
+    low, dots, high = text.partition("..")
+    try:
+        counts = list(range(int(low), int(high) + 1)) if dots else [int(v) for v in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise RuntimeFault(f"{option} {text!r}: expected whole numbers >= 1, as 4,6,8 or 4..12", Status.BAD_ARGUMENT)
+    return counts
+
+
+def _compare(file: Path, names: str | None, budgets: str, samples: int, output: Path, threads: int, json_output: bool) -> None:
+    from edgegen.bundle import open_bundle
+    from edgegen.report.curves import check_matplotlib, draw_comparison
+    from edgegen.search import Subject
+    from edgegen.search import compare as compare_solvers
+    from edgegen.workspace import check_writable
+
+    counts = _counts(budgets, "--nfe")
+    check_matplotlib()
+    check_writable(output)
+    bundle = open_bundle(file)
+    with Subject(bundle, samples=samples, threads=threads) as subject, _bars() as bar:
+        found = compare_solvers(
+            subject, names.split(",") if names else None, counts, lambda done, total: bar("compare", f"run {done} of {total}", done, total)
+        )
+    draw_comparison(output, found, f"{bundle.manifest.name}: solvers against the model's own many-step solution")
+    if json_output:
+        _print_json([{"solver": c.solver, "steps": c.steps, "nfe": c.nfe, "error": c.error} for c in found])
+        return
+    evaluations = sorted({c.nfe for c in found})
+    table = Table("solver", *(f"NFE {n}" for n in evaluations))
+    by_solver: dict[str, dict[int, float]] = {}
+    for c in found:
+        by_solver.setdefault(c.solver, {})[c.nfe] = c.error
+    for name in sorted(by_solver, key=lambda n: min(by_solver[n].values())):
+        table.add_row(name, *(f"{by_solver[name][n]:.4f}" if n in by_solver[name] else "" for n in evaluations))
+    Console().print(table)
+    print(output)
+
+
+@app.command()
+def search(
+    file: BundleArgument,
+    steps: Annotated[str, typer.Option("--steps", help="Numbers of evaluations without guidance: 4..12 or 4,6,8.")] = "4..12",
+    names: Annotated[str, typer.Option("--solvers", help="Solvers to try, separated by commas.")] = "ddim,dpmpp_2m,dpmpp_3m,unipc,deis,ipndm,heun",
+    quality: Annotated[str | None, typer.Option("--quality", help="file.py:function(samples, conditions) -> number, higher is better.")] = None,
+    refine: Annotated[int, typer.Option("--refine", min=0, help="Trials of the search for times, per number of evaluations.")] = 24,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Samples per trial.")] = 16,
+    write: Annotated[Path | None, typer.Option("--write", help="Append the winner to this recipe as a further program.")] = None,
+    within: Annotated[float, typer.Option("--within", help="The winner has the fewest evaluations whose error is at most this.")] = 0.05,
+    threads: ThreadsOption = 0,
+    json_output: JsonOption = False,
+) -> None:
+    """Find the solver, steps and times for a bundle's model: error against its own many-step solution, or your quality function."""
+    from edgegen.bundle import open_bundle
+    from edgegen.search import Subject, load_quality
+    from edgegen.search import search as search_sampling
+    from edgegen.search.sampling import winner_of, with_program
+    from edgegen.workspace import write_atomically
+
+    counts = _counts(steps, "--steps")
+    bundle = open_bundle(file)
+    with Subject(bundle, samples=samples, threads=threads) as subject, _bars() as bar:
+        chosen = quality or subject.recipe.search.quality
+        judge = load_quality(chosen, Path.cwd() if quality or write is None else write.parent) if chosen else None
+        best = search_sampling(
+            subject, names.split(","), counts, quality=judge, refine=refine,
+            progress=lambda done, total: bar("search", f"trial {done} of {total}", done, total),
+        )  # fmt: skip
+        winner = winner_of(best, within)
+        if write is not None:
+            write_atomically(write, with_program(write.read_text(encoding="utf-8"), winner, subject.recipe).encode())
+    if json_output:
+        _print_json({"best": [c.to_json() for c in best], "winner": winner.to_json()})
+        return
+    table = Table("NFE", "solver", "steps", "error", "quality", "times")
+    for c in best:
+        score = "" if c.quality is None else f"{c.quality:.5g}"
+        times = ", ".join(f"{t:.4g}" for t in c.times) if c.times else "the solver's own"
+        table.add_row(str(c.nfe), c.solver, str(c.steps), f"{c.error:.4f}", score, times)
+    Console().print(table)
+    _stderr.print(f"winner: {winner.solver}, {winner.steps} steps, {winner.nfe} evaluations, error {winner.error:.4f}", highlight=False)
+    if write is not None:
+        print(write)
+
+
 def _version(show: bool) -> None:
     if show:
         print(f"edgegen {edgegen.__version__}")

@@ -15,7 +15,7 @@ import numpy as np
 from edgegen.bundle import Bundle
 from edgegen.canonical import from_hex
 from edgegen.errors import RuntimeFault
-from edgegen.spec import ConditionSpec, default_conditions
+from edgegen.spec import ConditionSpec
 from edgegen.timing import machine
 
 if TYPE_CHECKING:
@@ -139,8 +139,8 @@ def bench_variant(
     from edgegen.runtime.session import open_session
 
     totals, shares, components = [], [], []
-    conditions = {name: value[0] for name, value in default_conditions(bundle.manifest.conditions).items()}
     with open_session(bundle, variant=variant, threads=threads) as session:
+        conditions: dict[str, Any] = session.default_conditions(program)
         for i in range(warmup + iters):
             session.generate(seed=i, batch=batch, program=program, **conditions)
             report = session.report

@@ -15,12 +15,13 @@ from edgegen.errors import EdgegenError, RecipeError
 from edgegen.library import data_folders
 from edgegen.onnx_export.component import check_tools, check_weights_file, source_file
 from edgegen.program import Eval, Imm, Program
-from edgegen.recipe import Recipe, Sampling, recipe_to_json
-from edgegen.solvers import Denoiser, Guidance, build_program
+from edgegen.recipe import Recipe, Sampling, plain, recipe_to_json
+from edgegen.solvers import Denoiser, Guidance, build_program, solver_named
+from edgegen.solvers.diffusers_config import Scheduler, read_scheduler
 from edgegen.spec import BATCH, ConditionSpec, SampleSpec, Signature, TensorSpec
 from edgegen.workspace import digest_file
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Plan", "denoiser_of", "make_plan", "null_values", "program_of"]
 
 CHECKED_TIMES = 4
 
@@ -40,6 +41,7 @@ class Plan:
     sources: Mapping[str, str]
     calibration: CalibrationSet
     calibration_file: Path
+    schedulers: Mapping[str, Scheduler]
 
     @property
     def component(self) -> str:
@@ -53,6 +55,10 @@ class Plan:
         if self.weights is not None:
             recipe["model"]["weights"] = self.weights.name
         recipe["calibration"]["set"] = self.calibration_file.name
+        recipe["process"] = recipe["process"] or plain(dict(next(iter(self.schedulers.values())).process))
+        for sampling in recipe["programs"]:
+            if "scheduler" in sampling:
+                sampling["scheduler"] = Path(sampling["scheduler"]).name
         return recipe
 
     @property
@@ -72,26 +78,86 @@ class Plan:
         return tuple(ordered[i] for i in picks)
 
 
-def _programs(recipe: Recipe, process: Process, model: Denoiser, null: dict[str, float | str]) -> dict[str, Program]:
+def _programs(
+    recipe: Recipe, process: Process | None, schedulers: Mapping[str, Scheduler], model: Denoiser, null: dict[str, float | str]
+) -> dict[str, Program]:  # fmt: skip
     """Every program of the recipe, named solver-steps (with its place added where two would have the same name)."""
     programs: dict[str, Program] = {}
     for i, sampling in enumerate(recipe.programs):
         for steps in sampling.steps:
-            program = _program(sampling, steps, process, recipe.model.prediction, model, null, i)
+            try:
+                program = program_of(sampling, steps, process, schedulers, recipe, model, null)
+            except EdgegenError as e:
+                raise RecipeError(f"programs[{i}], {steps} steps: {e}") from e
             name = program.name if program.name not in programs else f"{program.name}-{i}"
             programs[name] = Program(name, program.inputs, program.instructions, program.outputs, program.nfe, program.steps)
     return programs
 
 
-def _program(sampling: Sampling, steps: int, process: Process, prediction: str, model: Denoiser, null: dict[str, float | str], index: int) -> Program:
-    guidance = None if sampling.guidance is None else Guidance(sampling.guidance, null, sampling.batched_guidance)
-    try:
-        return build_program(
-            sampling.solver, process, prediction, steps, grid=sampling.grid, guidance=guidance,
-            t_start=sampling.t_start, t_end=sampling.t_end, model=model, **sampling.options,
-        )  # fmt: skip
-    except EdgegenError as e:
-        raise RecipeError(f"programs[{index}], {steps} steps: {e}") from e
+def program_of(
+    sampling: Sampling, steps: int, process: Process | None, schedulers: Mapping[str, Scheduler], recipe: Recipe, model: Denoiser,
+    null: dict[str, float | str],
+) -> Program:  # fmt: skip
+    """The program of one entry of the recipe at one number of steps."""
+    guidance = None
+    if sampling.guidance is not None:
+        guidance = Guidance(sampling.guidance, null, sampling.batched_guidance, sampling.guidance_rescale, sampling.guidance_interval)
+    if sampling.scheduler is not None:
+        scheduler = schedulers[sampling.scheduler]
+        if scheduler.prediction != recipe.model.prediction:
+            raise RecipeError(f"model.prediction is {recipe.model.prediction!r}, but {sampling.scheduler} is for {scheduler.prediction!r}")
+        return scheduler.program(steps, model=model, guidance=guidance)
+    assert sampling.solver is not None and process is not None
+    options = dict(sampling.options)
+    if solver_named(sampling.solver) == "ddgan":
+        options.setdefault("latent", recipe.model.latent)
+    return build_program(
+        sampling.solver, process, recipe.model.prediction, steps, grid=sampling.grid, grid_options=sampling.grid_options, guidance=guidance,
+        t_start=sampling.t_start, t_end=sampling.t_end, model=model, sigma_data=recipe.model.sigma_data, **options,
+    )  # fmt: skip
+
+
+def null_values(recipe: Recipe) -> dict[str, float | str]:
+    """Condition -> what the unconditional branch of guidance feeds it: a number, or the name of its negative condition."""
+    return {name: value for name, c in recipe.conditions.items() if (value := c.negative or c.null) is not None}
+
+
+def _conditions(recipe: Recipe) -> tuple[ConditionSpec, ...]:
+    """What the caller may give: the recipe's conditions, each followed by its negative, if it has one."""
+    made = []
+    for name, c in recipe.conditions.items():
+        made.append(ConditionSpec(name, c.dtype, c.shape, c.minimum, c.maximum, c.default, c.null, c.summary))
+        if c.negative is not None:
+            made.append(
+                ConditionSpec(c.negative, c.dtype, c.shape, c.minimum, c.maximum, c.default, None, f"what guidance leads away from, as {name}")
+            )
+    return tuple(made)
+
+
+def _signature(recipe: Recipe) -> Signature:
+    """The network's inputs and outputs."""
+    model, names = recipe.model, recipe.model.names
+    shape = model.sample_shape
+    joined = sum(c.shape[0] if c.shape else 0 for c in recipe.conditions.values() if c.input == "concat")
+    wide = model.input_shape or (shape[0] + joined, *shape[1:])
+    inputs = [TensorSpec(names.x, "float32", (BATCH, *wide)), TensorSpec(names.t, names.time_dtype, (BATCH,))]
+    if names.r is not None:
+        inputs.append(TensorSpec(names.r, names.time_dtype, (BATCH,)))
+    if names.latent is not None:
+        inputs.append(TensorSpec(names.latent, "float32", (BATCH, model.latent)))
+    inputs += [TensorSpec(name, c.dtype, (BATCH, *c.shape)) for name, c in recipe.conditions.items() if c.input == "network"]
+    return Signature(tuple(inputs), (TensorSpec(names.output, "float32", (BATCH, *(model.output_shape or shape))),))
+
+
+def denoiser_of(recipe: Recipe) -> Denoiser:
+    """How the network is called."""
+    model, names = recipe.model, recipe.model.names
+    by_input = {kind: tuple(name for name, c in recipe.conditions.items() if c.input == kind) for kind in ("network", "concat")}
+    wider = model.output_shape is not None and model.output_shape != model.sample_shape
+    return Denoiser(
+        model.component, names.x, names.t, names.output, by_input["network"], names.time, names.r or "r", names.latent or "latent",
+        by_input["concat"], model.sample_shape[0] if wider else None, recipe.sample.scale, recipe.sample.shift,
+    )  # fmt: skip
 
 
 def _sources(recipe: Recipe, folder: Path, weights: Path | None) -> dict[str, str]:
@@ -99,6 +165,7 @@ def _sources(recipe: Recipe, folder: Path, weights: Path | None) -> dict[str, st
     path, function = source_file(recipe.model.source, folder)
     files = [path] if function is None else sorted({path, *path.parent.glob("*.py")})
     sources = {p.name: digest_file(p) for p in files}
+    sources |= {s.scheduler: digest_file(folder / s.scheduler) for s in recipe.programs if s.scheduler is not None}
     return sources | ({} if weights is None else {"weights": digest_file(weights)})
 
 
@@ -108,26 +175,13 @@ def make_plan(recipe: Recipe, folder: Path, *, trust_pickle: bool = False) -> Pl
     Raises RecipeError, ExportError or CalibrationError: unknown names (with the nearest ones), absent files, untrusted pickles,
     impossible programs.
     """
-    model, names = recipe.model, recipe.model.names
-    conditions = tuple(
-        ConditionSpec(name, c.dtype, c.shape, c.minimum, c.maximum, c.default, c.null, c.summary) for name, c in recipe.conditions.items()
-    )
-    state: tuple[int | str, ...] = (BATCH, *model.sample_shape)
-    signature = Signature(
-        (
-            TensorSpec(names.x, "float32", state),
-            TensorSpec(names.t, names.time_dtype, (BATCH,)),
-            *(TensorSpec(c.name, c.dtype, (BATCH, *c.shape)) for c in conditions),
-        ),
-        (TensorSpec(names.output, "float32", state),),
-    )
+    model = recipe.model
+    conditions = _conditions(recipe)
     if recipe.target.engine != "onnxruntime":
         raise RecipeError(f"target.engine {recipe.target.engine!r}: this edgegen builds for 'onnxruntime'")
-    parameters = {k: v for k, v in recipe.process.items() if k != "name"}
-    process = make_process(recipe.process["name"], **parameters)
-    denoiser = Denoiser(model.component, names.x, names.t, names.output, tuple(recipe.conditions), names.time)
-    null: dict[str, float | str] = {c.name: c.null for c in conditions if c.null is not None}
-    programs = _programs(recipe, process, denoiser, null)
+    schedulers = {path: read_scheduler(folder / path) for s in recipe.programs if (path := s.scheduler) is not None}
+    process = make_process(recipe.process["name"], **{k: v for k, v in recipe.process.items() if k != "name"}) if recipe.process else None
+    programs = _programs(recipe, process, schedulers, denoiser_of(recipe), null_values(recipe))
     weights = None if model.weights is None else folder / Path(model.weights).expanduser()
     if weights is not None:
         check_weights_file(weights, trust_pickle=trust_pickle)
@@ -135,6 +189,7 @@ def make_plan(recipe: Recipe, folder: Path, *, trust_pickle: bool = False) -> Pl
     check_tools(source_file(model.source, folder)[1])
     sample = SampleSpec(model.sample_shape, recipe.sample.kind, recipe.sample.low, recipe.sample.high)
     return Plan(
-        recipe, folder, signature, conditions, sample, programs, weights, trust_pickle and weights is not None and weights.suffix != ".safetensors",
-        _sources(recipe, folder, weights), calibration, calibration_file,
+        recipe, folder, _signature(recipe), conditions, sample, programs, weights,
+        trust_pickle and weights is not None and weights.suffix != ".safetensors",
+        _sources(recipe, folder, weights), calibration, calibration_file, schedulers,
     )  # fmt: skip

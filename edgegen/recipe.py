@@ -7,14 +7,14 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
 
 from edgegen.errors import EdgegenError, RecipeError, nearest
 
-__all__ = ["Recipe", "apply_settings", "load_recipe", "recipe_to_json"]
+__all__ = ["Recipe", "apply_settings", "load_recipe", "plain", "recipe_from_json", "recipe_to_json"]
 
 Positive = Annotated[int, Meta(ge=1)]
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9_][a-z0-9_.-]{0,31}$")]
@@ -25,21 +25,34 @@ class _Section(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Names(_Section, frozen=True):
-    """Names of the network's tensors; `time` says what its time input receives (edgegen.solvers.TIMES)."""
+    """Names of the network's tensors; `time` says what its time input receives (edgegen.solvers.TIMES).
+
+    r: the second time of solver meanflow; latent: the latent noise of solver ddgan. Only networks that have them name them.
+    """
 
     x: str = "x"
     t: str = "t"
     output: str = "prediction"
     time: str = "process"
     time_dtype: str = "float32"
+    r: str | None = None
+    latent: str | None = None
 
 
 class Model(_Section, frozen=True):
-    """The network. source: "file.py:function" returning a torch.nn.Module, or "file.onnx"; paths are relative to the recipe."""
+    """The network. source: "file.py:function" returning a torch.nn.Module, or "file.onnx"; paths are relative to the recipe.
+
+    input_shape, output_shape: of x and the prediction without the batch, where they differ from a sample joined to its `concat`
+    conditions, and from a sample (of a wider output the first channels are the prediction). latent: normals that solver ddgan draws.
+    """
 
     source: str
     prediction: str
     sample_shape: tuple[Positive, ...]
+    sigma_data: float = 0.5
+    input_shape: tuple[Positive, ...] | None = None
+    output_shape: tuple[Positive, ...] | None = None
+    latent: Positive = 100
     component: Name = "denoiser"
     weights: str | None = None
     names: Names = field(default_factory=Names)
@@ -48,9 +61,15 @@ class Model(_Section, frozen=True):
 
 
 class Condition(_Section, frozen=True):
-    """An input that the caller gives for each sample."""
+    """An input that the caller gives for each sample.
+
+    input: where it goes: "network" (an input of its name), "concat" (joined to x along axis 1) or "program" (the solver reads it).
+    negative: the name of a second condition of the same kind, which the unconditional branch reads in place of `null`.
+    """
 
     dtype: str = "float32"
+    input: Literal["network", "concat", "program"] = "network"
+    negative: str | None = None
     shape: tuple[Positive, ...] = ()
     minimum: float | None = None
     maximum: float | None = None
@@ -60,15 +79,22 @@ class Condition(_Section, frozen=True):
 
 
 class Sampling(_Section, frozen=True):
-    """One or more programs: a solver at several step counts. The first program of the recipe is the bundle's default."""
+    """One or more programs: a solver at several step counts. The first program of the recipe is the bundle's default.
 
-    solver: str
+    scheduler: a diffusers scheduler_config.json (relative to the recipe) that gives solver, grid, options and process instead.
+    """
+
     steps: Annotated[tuple[Positive, ...], Meta(min_length=1)]
+    solver: str | None = None
+    scheduler: str | None = None
     grid: str | tuple[float, ...] | None = None
+    grid_options: dict[str, Any] = field(default_factory=dict)
     t_start: float | None = None
     t_end: float | None = None
     guidance: float | None = None
     batched_guidance: bool = True
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -106,11 +132,19 @@ class Target(_Section, frozen=True):
 
 
 class Sample(_Section, frozen=True):
-    """What a sample is, for drawing it."""
+    """What a sample is, for drawing it. scale, shift: un-normalise the network's samples at the end, per channel or one for all."""
 
     kind: str = "array"
     low: float = -1.0
     high: float = 1.0
+    scale: tuple[float, ...] = ()
+    shift: tuple[float, ...] = ()
+
+
+class Search(_Section, frozen=True):
+    """What `edgegen search` maximises instead of nearness to the many-step solution: "file.py:function" (samples, conditions) -> number."""
+
+    quality: str | None = None
 
 
 class Recipe(_Section, frozen=True):
@@ -119,8 +153,8 @@ class Recipe(_Section, frozen=True):
     schema: int
     name: Name
     model: Model
-    process: dict[str, Any]
     programs: Annotated[tuple[Sampling, ...], Meta(min_length=1)]
+    process: dict[str, Any] = field(default_factory=dict)
     summary: str = ""
     conditions: dict[str, Condition] = field(default_factory=dict)
     sample: Sample = field(default_factory=Sample)
@@ -128,6 +162,7 @@ class Recipe(_Section, frozen=True):
     quantization: Quantization = field(default_factory=Quantization)
     gate: Gate = field(default_factory=Gate)
     target: Target = field(default_factory=Target)
+    search: Search = field(default_factory=Search)
 
 
 def _fields_at(path: str) -> list[str]:
@@ -213,20 +248,29 @@ def _check(recipe: Recipe, path: Path) -> None:
         SampleSpec(recipe.model.sample_shape, recipe.sample.kind, recipe.sample.low, recipe.sample.high)
         for name, c in recipe.conditions.items():
             ConditionSpec(name, c.dtype, c.shape, c.minimum, c.maximum, c.default, c.null)
+            if c.negative is not None and (c.null is not None or c.negative in recipe.conditions or c.input != "network"):
+                raise RecipeError(f"conditions.{name}: `negative` names a new condition of a network input, and excludes `null`")
     except EdgegenError as e:
         raise RecipeError(f"{path}: {e}") from e
-    taken = {"seed", "steps", "batch", "noise", "on_step", "program"} & set(recipe.conditions)
+    named = set(recipe.conditions) | {c.negative for c in recipe.conditions.values() if c.negative}
+    taken = {"seed", "steps", "batch", "noise", "on_step", "program"} & named
     if taken:
         raise RecipeError(f"{path}: conditions.{taken.pop()}: generate() has an argument of that name; call the condition something else")
     numbers = {"gate.psnr_db": recipe.gate.psnr_db, "gate.speedup": recipe.gate.speedup}
     for key, value in numbers.items():
         if not math.isfinite(value):
             raise RecipeError(f"{path}: {key} is {value}, expected a finite number")
-    if not isinstance(recipe.process.get("name"), str):
+    by_scheduler = all(sampling.scheduler is not None for sampling in recipe.programs)
+    if not isinstance(recipe.process.get("name"), str) and not (by_scheduler and not recipe.process):
         raise RecipeError(f'{path}: [process] needs a name, such as name = "vp_linear"')
     for i, sampling in enumerate(recipe.programs):
-        if sampling.guidance not in (None, 1.0) and not any(c.null is not None for c in recipe.conditions.values()):
-            raise RecipeError(f"{path}: programs[{i}] uses guidance, so one condition needs `null`, its unconditional value")
+        if (sampling.solver is None) == (sampling.scheduler is None):
+            raise RecipeError(f"{path}: programs[{i}] needs `solver`, or `scheduler` (a scheduler_config.json), and not both")
+        fixed = [name for name in ("grid", "t_start", "t_end") if getattr(sampling, name) is not None] + (["options"] if sampling.options else [])
+        if sampling.scheduler is not None and fixed:
+            raise RecipeError(f"{path}: programs[{i}]: {fixed[0]} comes from the scheduler's config; leave it out, or name a solver instead")
+        if sampling.guidance not in (None, 1.0) and not any(c.null is not None or c.negative for c in recipe.conditions.values()):
+            raise RecipeError(f"{path}: programs[{i}] uses guidance, so one condition needs `null`, its unconditional value, or `negative`")
         if len(set(sampling.steps)) != len(sampling.steps):
             raise RecipeError(f"{path}: programs[{i}]: steps {list(sampling.steps)} name one count twice")
         if isinstance(sampling.grid, tuple) and len(sampling.steps) != 1:
@@ -238,14 +282,34 @@ def _check(recipe: Recipe, path: Path) -> None:
 
 def recipe_to_json(recipe: Recipe) -> Any:
     """The resolved recipe as canonical JSON values: floats as hex strings, absent values left out."""
-    return _plain(msgspec.to_builtins(recipe))
+    return plain(msgspec.to_builtins(recipe))
 
 
-def _plain(value: Any) -> Any:
+def recipe_from_json(value: Any) -> Recipe:
+    """The inverse of `recipe_to_json`. Raises RecipeError if the value is no resolved recipe."""
+    try:
+        return msgspec.convert(_restored(value), Recipe, strict=False)
+    except msgspec.ValidationError as e:
+        raise RecipeError(f"the bundle's recipe is of another version: {e}") from e
+
+
+def _restored(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items() if v is not None}
+        return {k: _restored(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_restored(v) for v in value]
+    return float.fromhex(value) if isinstance(value, str) and _HEX.fullmatch(value) else value
+
+
+_HEX = re.compile(r"-?0x[01](\.[0-9a-f]+)?p[+-][0-9]+|-?inf|nan")
+
+
+def plain(value: Any) -> Any:
+    """`value` as canonical JSON values."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items() if v is not None}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, bool):
         return int(value)
     return value.hex() if isinstance(value, float) else value

@@ -28,7 +28,7 @@ from edgegen.program.instructions import (
 )  # fmt: skip
 from edgegen.program.verify import LIMITS, reads, scalar_reads, writes
 
-__all__ = ["allocate", "expand", "fold"]
+__all__ = ["allocate", "expand", "fold", "last_uses"]
 
 
 def expand(program: Program, pieces: Sequence[Sequence[Instruction]]) -> Program:
@@ -81,7 +81,7 @@ def _inlined(outer: Lincomb, inner: dict[str, Lincomb]) -> Lincomb:
     return outer if len(merged) > LIMITS["terms"] else Lincomb(outer.out, tuple((c, name) for name, c in merged.items()), bias)
 
 
-def _last_uses(program: Program) -> dict[str, int]:
+def last_uses(program: Program) -> dict[str, int]:
     """Register -> index of the last instruction after which it is still needed."""
     last: dict[str, int] = {}
     for i, instruction in enumerate(program.instructions):
@@ -130,7 +130,7 @@ def allocate(program: Program) -> Program:
 
     An instruction never writes a register that it reads. Needs every register to be written once.
     """
-    last = _last_uses(program)
+    last = last_uses(program)
     names = {i.name: i.name for i in program.inputs}
     inputs = set(names)
     free: dict[str, list[str]] = {"r": [], "s": []}  # tensors are r0, r1, ...; scalars are s0, s1, ...

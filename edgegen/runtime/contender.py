@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import edgegen
-from edgegen.spec import default_conditions
 from edgegen.timing import serve
 
 
@@ -13,7 +13,7 @@ def main() -> None:
     """Open the variant named on the command line and answer timing requests."""
     path, variant, program, threads, batch = sys.argv[1:]
     with edgegen.load(path, variant=variant, threads=int(threads)) as session:
-        conditions = {name: value[0] for name, value in default_conditions(session.bundle.manifest.conditions).items()}
+        conditions: dict[str, Any] = session.default_conditions(program)
         serve(lambda: session.generate(seed=1, batch=int(batch), program=program, **conditions))
 
 

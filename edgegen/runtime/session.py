@@ -159,12 +159,16 @@ class Session:
                 raise RuntimeFault(f"no condition {name!r}: {nearest(name, specs)}", Status.UNKNOWN_NAME)
         return {name: _condition(spec, given.get(name), batch) for name, spec in specs.items()}
 
+    def default_conditions(self, program: str | None = None) -> dict[str, Tensor]:
+        """The conditions that golden vectors and timings use, one value per condition of a program (None: the default program)."""
+        return {name: value[0] for name, value in default_conditions(self._needed[self._pick(None, program)].values()).items()}
+
     def self_test(self) -> list[tuple[str, str, Distance, float]]:
         """Run the golden vectors of this variant: (program, member, distance, tolerance on the RMSE) for each."""
         results = []
         sample = self.bundle.manifest.sample
         for golden in self.variant.golden:
-            conditions: dict[str, Any] = dict(default_conditions(self.bundle.manifest.conditions))
+            conditions: dict[str, Any] = self.default_conditions(golden.program)
             expected = np.frombuffer(self.bundle.member(golden.member), "<f4").reshape(1, *sample.shape)
             found = self.generate(seed=0, program=golden.program, **conditions)
             results.append((golden.program, golden.member, distance(expected, found, sample.high - sample.low), golden.tolerance))

@@ -125,7 +125,7 @@ def _plans(state: NDArray[np.float64], goal: NDArray[np.float64], rng: np.random
     ahead = points[np.arange(n), :, 1 + passed] - position[:, None]
     lengths = np.linalg.norm(ahead, axis=-1) * np.linalg.norm(previous, axis=-1)[:, None]
     cost += _TURN * (1.0 - (ahead @ previous[:, :, None])[..., 0] / np.maximum(lengths, 1e-9))
-    cost += _clearance(position.repeat(passages, 0), ahead.reshape(-1, 2)).reshape(n, passages) < RADIUS + 0.02
+    cost += 10.0 * (_clearance(position.repeat(passages, 0), ahead.reshape(-1, 2)).reshape(n, passages) < RADIUS + 0.02)
     plan = points[np.arange(n), (rng.gumbel(size=(n, passages)) - cost / _TEMPERATURE).argmax(1), 1:]
     plan[:, :3] += rng.normal(0.0, 0.015, (n, 3, 2))
     return plan

@@ -1,139 +1,104 @@
-"""Every golden row, and the order at which each solver converges to the exact ODE solution."""
+"""Every row of the specification's table of final states (tests/golden/solvers.toml), whatever the network predicts."""
 
 from __future__ import annotations
 
 import tomllib
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edgegen.diffusion import make_process
-from edgegen.program import interpret
+from edgegen.program import Lincomb, interpret
 from edgegen.solvers import build_program
-from tests.analytic import X_T, exact_flow, network
+from tests.analytic import X_T, changed, exact_flow, network
 
-ROWS = tomllib.loads((Path(__file__).parents[1] / "golden" / "solvers.toml").read_text())["row"]
+TABLE = tomllib.loads((Path(__file__).parents[1] / "golden" / "solvers.toml").read_text())
+ROWS = TABLE["row"]
 VP = make_process("vp_linear", beta_min=0.1, beta_max=20.0)
+NAMES = ["-".join([r["solver"], r["grid"], *(str(v) for v in r.get("options", {}).values())]) for r in ROWS]
 
 
-def solve(solver, process, prediction, steps, x=X_T, dtype=np.float64, **options):
-    program = build_program(solver, process, prediction, steps, **options)
-    return interpret(program, {"denoiser": network(process, prediction)}, {"x_T": x}, dtype=dtype)["sample"]
+def program_of(row, prediction="epsilon"):
+    options = row.get("options", {})
+    return build_program(
+        row["solver"], VP, prediction, row["steps"], grid=row["grid"], grid_options=row.get("grid_options"), t_start=1.0, t_end=1e-3, **options
+    )
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda r: f"{r['solver']}-{r['grid']}-{r.get('options', {}).get('variant', '')}")
-@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v", "flow"])
-def test_golden_row_is_met_whatever_the_network_predicts(row, prediction):
-    sample = solve(row["solver"], VP, prediction, row["steps"], grid=row["grid"], t_start=1.0, t_end=1e-3, **row.get("options", {}))
-    np.testing.assert_allclose(sample, row["sample"], atol=2e-9, rtol=0)
+def run(program, prediction="epsilon", dtype=np.float64):
+    return interpret(program, {"denoiser": network(VP, prediction)}, {"x_T": X_T}, dtype=dtype)["sample"]
 
 
-def test_golden_row_of_the_exact_flow_is_met_by_our_reference_solution():
-    wanted = [-1.558935838, -1.182293079, 0.310606167, 1.379723721, 1.681424392]
-    np.testing.assert_allclose(exact_flow(VP, X_T, 1.0, 1e-3), wanted, atol=2e-9)
+def test_all_sixteen_solver_rows_of_the_specification_are_here():
+    assert len(ROWS) == 16
 
 
-def test_float32_stays_within_1e_5_of_float64():
-    for row in ROWS:
-        options = dict(grid=row["grid"], t_end=1e-3, **row.get("options", {}))
-        double = solve(row["solver"], VP, "epsilon", 10, **options)
-        single = solve(row["solver"], VP, "epsilon", 10, dtype=np.float32, **options)
-        np.testing.assert_allclose(single, double, atol=3e-5)
+def test_the_exact_flow_of_the_table_is_met_by_our_reference_solution():
+    np.testing.assert_allclose(exact_flow(VP, X_T, 1.0, 1e-3), TABLE["exact_flow"]["sample"], atol=6e-10, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("solver", "process", "prediction", "ends", "grid", "order", "options"),
-    [
-        ("ddim", VP, "epsilon", (0.9, 0.05), "lambda", 1.0, {}),
-        ("euler", VP, "epsilon", (0.9, 0.05), "lambda", 1.0, {}),
-        ("dpmpp_2m", VP, "epsilon", (0.9, 0.05), "lambda", 2.0, {"variant": "midpoint"}),
-        ("dpmpp_2m", VP, "epsilon", (0.9, 0.05), "lambda", 2.0, {"variant": "heun"}),
-        ("euler", make_process("edm"), "sample", (5.0, 0.05), "karras", 1.0, {}),
-        ("dpmpp_2m", make_process("edm"), "sample", (5.0, 0.05), "lambda", 2.0, {}),
-        ("euler", make_process("flow"), "flow", (0.95, 0.05), "uniform", 1.0, {}),
-        ("dpmpp_2m", make_process("vp_cosine"), "v", (0.9, 0.05), "lambda", 2.0, {}),
-    ],
-)
-def test_order_of_convergence_is_within_a_quarter(solver, process, prediction, ends, grid, order, options):
-    x = X_T * float(process.sigma(ends[0]))
-    exact = exact_flow(process, x, *ends)
-    errors = []
-    for steps in (64, 128, 256):
-        found = solve(solver, process, prediction, steps, x, grid=grid, t_start=ends[0], t_end=ends[1], **options)
-        errors.append(np.abs(found - exact).max())
-    slopes = np.log2(np.array(errors[:-1]) / errors[1:])
-    assert np.abs(slopes - order).max() < 0.25, f"slopes {slopes}"
+@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v", "flow", "score", "edm"])
+def test_a_golden_row_is_met_whatever_the_network_predicts(row, prediction):
+    np.testing.assert_allclose(run(program_of(row, prediction), prediction), row["sample"], atol=2e-9, rtol=0)
 
 
-def test_a_wrong_weight_is_caught_by_order_and_golden_row():
-    """The negative control: 2M with its correction dropped is DDIM, of first order."""
-    program = build_program("dpmpp_2m", VP, "epsilon", 10, grid="lambda", t_end=1e-3, lower_order_final=False)
-    first_order = build_program("ddim", VP, "epsilon", 10, grid="lambda", t_end=1e-3)
-    net = {"denoiser": network(VP, "epsilon")}
-    right = interpret(program, net, {"x_T": X_T}, dtype=np.float64)["sample"]
-    wrong = interpret(first_order, net, {"x_T": X_T}, dtype=np.float64)["sample"]
-    assert np.abs(right - wrong).max() > 0.1
+@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "edm"])
+def test_float32_stays_within_1e_5_of_float64(row, prediction):
+    program = program_of(row, prediction)
+    # the network itself in float64, so that the program's arithmetic is what is measured
+    exact = network(VP, prediction)
+    grid = {float(np.float32(t)): t for t in times(program)}
+
+    def run_in_double(x, t):
+        return exact(np.asarray(x, np.float64), grid[float(t)])
+
+    single = interpret(program, {"denoiser": run_in_double}, {"x_T": X_T}, dtype=np.float32)["sample"]
+    assert single.dtype == np.float32
+    print(np.abs(single - run(program, prediction)).max())
+    np.testing.assert_allclose(single, run(program, prediction), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v"])
-def test_euler_equals_ddim_without_noise(prediction):
-    for process, grid in ((VP, "quadratic"), (make_process("vp_cosine"), "lambda")):
-        ddim = solve("ddim", process, prediction, 12, grid=grid)
-        euler = solve("euler", process, prediction, 12, grid=grid)
-        np.testing.assert_allclose(euler, ddim, rtol=1e-12, atol=1e-13)
+def times(program):
+    return [i.inputs["t"][0].value for i in program.instructions if hasattr(i, "inputs")]
 
 
-def test_euler_on_flow_equals_ddim_and_the_textbook_loop():
-    process = make_process("flow")
-    grid = np.linspace(1.0, 0.0, 9)
-    net = network(process, "flow")
-    x = X_T.copy()
-    for t, after in pairwise(grid):
-        # at t = 1 alpha is 0: x0 given pure noise is the mixture's mean
-        u = x - (0.3 * -1.2 + 0.5 * 0.4 + 0.2 * 1.5) if t == 1.0 else net(x, t)
-        x = x + (after - t) * u
-
-    def with_limit(x, t):
-        return x - 0.14 if t == 1.0 else net(x, t)
-
-    for solver in ("euler", "ddim"):
-        program = build_program(solver, process, "flow", 8, grid=grid)
-        found = interpret(program, {"denoiser": with_limit}, {"x_T": X_T}, dtype=np.float64)["sample"]
-        np.testing.assert_allclose(found, x, atol=1e-12)
+# Section 6.2: psi, then C_0, C_1, ... of tAB3 on the quadratic grid with 10 steps
+TAB3 = {
+    0: [5.3334567019, -4.3339559505],
+    1: [3.3720627395, -3.1958592236, 0.8188595243],
+    3: [1.7613968113, -1.5387333853, 1.2236739535, -0.6328196703, 0.1285664395],
+    9: [1.0021271777, -0.0800697791, 0.0335712584, -0.0105326019, 0.0014194565],
+}
 
 
-def affine_statistics(program, process, mean, deviation):
-    """The exact mean and standard deviation of a program's output for data N(mean, deviation^2): the network is then affine, so every
-    register is (constant, weights over independent draws). No Monte Carlo."""
-    draws = 1 + sum(type(i).__name__ == "Noise" for i in program.instructions)
-    registers = {"x_T": np.eye(draws + 1)[1]}
-    fresh = iter(range(2, draws + 1))
-    for i in program.instructions:
-        match type(i).__name__:
-            case "Eval":
-                t = i.inputs["t"][0].value
-                alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
-                x = registers[i.inputs["x"][0].name].copy()
-                x[0] -= alpha * mean
-                registers[i.outputs["prediction"][0]] = x * sigma / (alpha**2 * deviation**2 + sigma**2)
-            case "Lincomb":
-                registers[i.out] = sum(c * registers[name] for c, name in i.terms)
-            case "Noise":
-                registers[i.out] = np.eye(draws + 1)[next(fresh)]
-    out = registers[program.outputs["sample"]]
-    return out[0], np.sqrt((out[1:] ** 2).sum())
+def updates(program):
+    """The coefficients of each step's LINCOMB, in the written order."""
+    return [[c for c, _ in i.terms] for i in program.instructions if isinstance(i, Lincomb)]
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_ddim_reaches_the_exact_mean_and_variance_with_order_one(eta):
-    mean, deviation = 0.7, 0.4
-    alpha, sigma = float(VP.alpha(1e-3)), float(VP.sigma(1e-3))
-    errors = []
-    for steps in (80, 160, 320, 640):
-        program = build_program("ddim", VP, "epsilon", steps, grid="lambda", t_end=1e-3, eta=eta)
-        found_mean, found_deviation = affine_statistics(program, VP, mean, deviation)
-        assert abs(found_mean - alpha * mean) < 0.01
-        errors.append(abs(found_deviation - np.sqrt(alpha**2 * deviation**2 + sigma**2)))
-    assert np.abs(np.log2(np.array(errors[1:-1]) / errors[2:]) - 1.0).max() < 0.25, errors
+@pytest.mark.parametrize("step", TAB3)
+def test_tab3_has_the_coefficients_of_the_specification(step):
+    program = build_program("deis", VP, "epsilon", 10, grid="quadratic", t_start=1.0, t_end=1e-3, variable="t", order=3)
+    found = updates(program)
+    assert len(found) == 10
+    np.testing.assert_allclose(found[step], TAB3[step], atol=6e-11, rtol=0)
+
+
+def test_the_times_of_the_listed_tab3_step_are_those_of_the_specification():
+    program = build_program("deis", VP, "epsilon", 10, grid="quadratic", t_start=1.0, t_end=1e-3, variable="t", order=3)
+    np.testing.assert_allclose([program.steps[2].time, program.steps[3].time], [0.503372, 0.375339], atol=5e-7)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+def test_a_program_with_one_weight_off_by_a_millionth_misses_its_row(row):
+    broken = changed(program_of(row), -1, lambda terms: [(terms[0][0] * (1 + 1e-6), terms[0][1]), *terms[1:]])
+    assert np.abs(run(broken) - row["sample"]).max() > 1e-7
+
+
+@pytest.mark.parametrize("row", [r for r in ROWS if r["solver"] in ("deis", "dpmpp_2m", "dpmpp_3m", "unipc", "ipndm")], ids=lambda r: r["solver"])
+def test_a_multistep_program_without_the_oldest_estimate_of_a_step_misses_its_row(row):
+    broken = changed(program_of(row), -1, lambda terms: terms[:-1])
+    assert np.abs(run(broken) - row["sample"]).max() > 1e-6
