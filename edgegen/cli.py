@@ -354,7 +354,7 @@ def solvers(
         for r in rows:
             table.add_row(r.name, "no" if reasons[r.name] else "yes", reasons[r.name])
     else:
-        table = Table("solver", "order", "NFE/step", "history", "noise", "grid", "source")
+        table = Table("solver", "order", "NFE/step", "history", "noise", "grid", "source", box=None, pad_edge=False)
         for r in rows:
             order, noise = (str(r.order) if r.order else "-"), ("yes" if r.stochastic else "no")
             table.add_row(r.name, order, f"{r.nfe_per_step:g}", str(r.history), noise, r.grid, r.source)
@@ -388,17 +388,18 @@ def _compare(file: Path, names: str | None, budgets: str, samples: int, output: 
         found = compare_solvers(
             subject, names.split(",") if names else None, counts, lambda done, total: bar("compare", f"run {done} of {total}", done, total)
         )
+        columns = [n * subject.per_step for n in counts]
     draw_comparison(output, found, f"{bundle.manifest.name}: solvers against the model's own many-step solution")
     if json_output:
         _print_json([{"solver": c.solver, "steps": c.steps, "nfe": c.nfe, "error": c.error} for c in found])
         return
-    evaluations = sorted({c.nfe for c in found})
-    table = Table("solver", *(f"NFE {n}" for n in evaluations))
-    by_solver: dict[str, dict[int, float]] = {}
+    table = Table("solver", *(f"NFE {n}" for n in columns), box=None, pad_edge=False)
+    by_solver: dict[str, list[Any]] = {}
     for c in found:
-        by_solver.setdefault(c.solver, {})[c.nfe] = c.error
-    for name in sorted(by_solver, key=lambda n: min(by_solver[n].values())):
-        table.add_row(name, *(f"{by_solver[name][n]:.4f}" if n in by_solver[name] else "" for n in evaluations))
+        by_solver.setdefault(c.solver, []).append(c)
+    for name, runs in sorted(by_solver.items(), key=lambda item: min(c.error for c in item[1])):
+        within = [max((c for c in runs if c.nfe <= n), key=lambda c: c.nfe, default=None) for n in columns]
+        table.add_row(name, *("" if c is None else f"{c.error:.4f}" for c in within))
     Console().print(table)
     print(output)
 

@@ -111,6 +111,12 @@ class Subject:
         )  # fmt: skip
         return program_of(sampling, steps, self.process, {}, self.recipe, denoiser_of(self.recipe), null_values(self.recipe))
 
+    @property
+    def per_step(self) -> int:
+        """Network evaluations of one step of a solver that evaluates once: 2 with guidance, else 1."""
+        guidance = self.recipe.programs[0].guidance
+        return 1 if guidance in (None, 1.0) else 2
+
     def run(self, program: Program) -> Array:
         """The samples of a program, float32[samples, *sample shape], from this subject's noise."""
         inputs = {i.name: self.conditions[i.name] for i in program.inputs if i.kind == "condition"}
@@ -170,11 +176,10 @@ def compare(
     chosen = [name for name, reason in reasons.items() if not reason]
     if not chosen:
         raise ProgramError("no solver fits this model: " + "; ".join(f"{n}: {r}" for n, r in reasons.items()), Status.OUT_OF_RANGE)
-    per_step = sum(subject.program("ddim" if "ddim" in chosen else chosen[0], 2).nfe.values()) // 2
     jobs = list(itertools.product(chosen, budgets))
     found: dict[tuple[str, int], Candidate] = {}
     for done, (solver, budget) in enumerate(jobs, 1):
-        steps = _steps_for(subject, solver, budget * per_step)
+        steps = _steps_for(subject, solver, budget * subject.per_step)
         if steps and (solver, steps) not in found:
             found[solver, steps] = subject.judge(solver, subject.program(solver, steps), None)
         if progress is not None:
@@ -198,7 +203,6 @@ def search(
     if not chosen:
         raise ProgramError("no solver fits this model: " + "; ".join(f"{n}: {r}" for n, r in reasons.items()), Status.OUT_OF_RANGE)
     total, done = len(chosen) * len(counts) + len(counts) * refine, 0
-    per_step = sum(subject.program("ddim" if "ddim" in chosen else chosen[0], 2).nfe.values()) // 2
 
     def tick(n: int = 1) -> None:
         nonlocal done
@@ -210,7 +214,7 @@ def search(
     for count in counts:
         tried = []
         for solver in chosen:
-            fit = _steps_for(subject, solver, count * per_step)
+            fit = _steps_for(subject, solver, count * subject.per_step)
             if fit:
                 tried.append(subject.judge(solver, subject.program(solver, fit), quality))
             tick()

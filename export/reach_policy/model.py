@@ -19,34 +19,36 @@ HORIZON = 8
 
 
 class ResidualBlock(nn.Module):
-    """Two linear layers around a SiLU, after a LayerNorm; a new block is the identity."""
+    """A gated MLP after a LayerNorm (SwiGLU, Shazeer 2020): which way noise points matters by where the robot is, a product; a new block is the identity."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.linear1 = nn.Linear(width, width)
-        self.linear2 = nn.Linear(width, width)
-        nn.init.zeros_(self.linear2.weight)
-        nn.init.zeros_(self.linear2.bias)
+        self.value = nn.Linear(width, hidden)
+        self.gate = nn.Linear(width, hidden)
+        self.leave = nn.Linear(hidden, width)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
 
     def forward(self, h: Tensor) -> Tensor:
-        return h + self.linear2(functional.silu(self.linear1(self.norm(h))))
+        n = self.norm(h)
+        return h + self.leave(self.value(n) * functional.silu(self.gate(n)))
 
 
 class ReachPolicy(nn.Module):
-    """F(x, t, goal) with 0.42 M parameters.
+    """F(x, t, goal) with 0.43 M parameters.
 
     x: float32[N, 10, 2], the noisy chunk times c_in in x[:, :8], then the position (world units, in [-1, 1]) and the previous action (scaled);
     t: float32[N], ln(sigma) / 4; goal: float32[N, 2], world units, zero for "no goal". Returns float32[N, 8, 2].
     """
 
-    def __init__(self, width: int = 256, blocks: int = 3) -> None:
+    def __init__(self, width: int = 256, hidden: int = 176, blocks: int = 3) -> None:
         super().__init__()
         self.octaves = 5  # sinusoids of a position, down to a wavelength of 1/8
         self.time_octaves = 4
         features = 2 * HORIZON + 2 * (2 + 4 * self.octaves) + 2 + 2 + 1 + 2 * self.time_octaves
         self.enter = nn.Linear(features, width)
-        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(blocks))
+        self.blocks = nn.ModuleList(ResidualBlock(width, hidden) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, 2 * HORIZON)
 

@@ -19,15 +19,15 @@ Policy = Callable[[Floats, Floats, int], Floats]
 
 OBSTACLES: Floats = np.array([(-0.8, -0.42), (0.0, -0.42), (0.8, -0.42), (-0.4, 0.0), (0.4, 0.0), (-0.8, 0.42), (0.0, 0.42), (0.8, 0.42)], np.float32)
 """Centres of the obstacles, in a world that is [-1, 1] x [-1, 1]."""
-RADIUS = 0.19
+RADIUS = 0.18
 """Radius of every obstacle, in world units."""
-ACTION_SCALE = 0.081
+ACTION_SCALE = 0.09
 """World units that one unit of action moves the robot; it gives the demonstrations' actions a standard deviation of 0.5."""
-MAX_STEP = 0.08
+MAX_STEP = 0.085
 """The longest move that one action makes, in world units; longer ones are shortened to it."""
 TOLERANCE = 0.06
 """Distance from the goal that counts as there, in world units."""
-STEP_LIMIT = 70
+STEP_LIMIT = 60
 """Actions in an episode."""
 HORIZON = 8
 """Actions in a chunk."""
@@ -36,9 +36,9 @@ EXECUTED = 4
 
 _ROWS = np.array([-0.42, 0.0, 0.42])
 _GATES = np.array(list(itertools.product((-0.4, 0.4), (-0.8, 0.0, 0.8), (-0.4, 0.4))))  # x of the gap taken in each row, one line per passage
-_CRUISE = 0.065
+_CRUISE = 0.07
 _TURN = 0.1
-_TEMPERATURE = 0.15
+_TEMPERATURE = 0.3
 
 
 def episodes(count: int, seed: int) -> tuple[Floats, Floats]:

@@ -31,7 +31,7 @@ from model import HORIZON, ReachPolicy, load
 SIGMA_DATA = 0.5
 SIGMA_MIN, SIGMA_MAX = 0.005, 1.0
 DROP_GOAL = 0.1
-DEMONSTRATIONS = 10_000
+DEMONSTRATIONS = 20_000
 TRAIN_SEED, HELD_OUT_SEED = 0, 1_000
 BATCH = 512
 PEAK_RATE = 2e-3
@@ -47,7 +47,7 @@ def preconditioning(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def loss_of(model: ReachPolicy, context: Tensor, goal: Tensor, chunk: Tensor, generator: torch.Generator) -> Tensor:
     """EDM's loss with its weight 1 / c_out**2, sigma log-normal in BESO's range, and goals dropped for guidance."""
     n = chunk.shape[0]
-    sigma = torch.exp(torch.randn(n, generator=generator) * 1.0 - 1.0).clamp(SIGMA_MIN, SIGMA_MAX)
+    sigma = torch.exp(torch.randn(n, generator=generator) * 0.9 - 0.6).clamp(SIGMA_MIN, SIGMA_MAX)
     noise = torch.randn(chunk.shape, generator=generator)
     kept = (torch.rand(n, 1, generator=generator) >= DROP_GOAL).float()
     c_skip, c_out, c_in = (c[:, None, None] for c in preconditioning(sigma))

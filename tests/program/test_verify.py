@@ -4,19 +4,45 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from edgegen import canonical
 from edgegen.diffusion import make_process
 from edgegen.errors import EdgegenError, ProgramError, Status
-from edgegen.program import Clamp, Eval, Imm, Input, Lincomb, Noise, Program, Reg, Step, Threshold, program_from_json, program_to_json, verify
+from edgegen.program import (
+    Clamp,
+    Concat,
+    Eval,
+    Imm,
+    Input,
+    Instruction,
+    Lincomb,
+    Muladd,
+    Noise,
+    Program,
+    Reduce,
+    Reg,
+    Scalar,
+    Select,
+    Slice,
+    Slincomb,
+    Step,
+    Threshold,
+    program_from_json,
+    program_to_json,
+    verify,
+)  # fmt: skip
 from edgegen.solvers import build_program
 
 X = Input("x_T")
 EVAL = Eval("f", {"x": (Reg("x_T"),), "t": (Imm(1.0),)}, {"o": ("e",)})
 SCALE = Lincomb("y", ((1.0, "x_T"),))
+STD = Reduce("s", "std", "x_T")
 
 
 def program(*instructions, inputs=(X,), outputs=None, nfe=None, steps=()):
@@ -54,10 +80,41 @@ BROKEN = [
     ("P7", program(Noise("y", "x_T", 0))),
     ("P7", program(Noise("y", "x_T", 2**32))),
     ("P7", program(Noise("z", "x_T", 1), Noise("y", "x_T", 1))),
+    ("P7", program(Noise("y", "x_T", 1, ()))),
+    ("P7", program(Noise("y", "x_T", 1, (0,)))),
+    ("P7", program(Noise("y", "x_T", 1, (2**16, 2**16)))),
+    ("P7", program(Noise("y", "x_T", 1, (1,) * 6))),
     ("P8", program(Clamp("y", "x_T", 1.0, -1.0))),
     ("P9", program(Threshold("y", "x_T", 1.5, 1.0, 2.0))),
     ("P9", program(Threshold("y", "x_T", 0.9, 0.0, 2.0))),
     ("P9", program(Threshold("y", "x_T", 0.9, 2.0, 1.0))),
+    ("P2", program(Slincomb("y", ((1.0, "x_T", "s"),)))),
+    ("P2", program(Scalar("s", "add", "t", 1.0), SCALE)),
+    ("P3", program(Muladd("y", "x_T", (math.inf,), (0.0,)))),
+    ("P3", program(STD, Scalar("t", "add", "s", math.nan), SCALE)),
+    ("P3", program(Slincomb("y", ((math.nan, "x_T", None),)))),
+    ("P12", program(Muladd("y", "x_T", (), ()))),
+    ("P12", program(Muladd("y", "x_T", (1.0, 2.0), (0.0,)))),
+    ("P12", program(Muladd("y", "x_T", (1.0,) * 65_537, (0.0,) * 65_537))),
+    ("P13", program(Concat("y", ("x_T",)))),
+    ("P13", program(Concat("y", ("x_T",) * 17))),
+    ("P14", program(Slice("y", "x_T", 2, 2))),
+    ("P14", program(Slice("y", "x_T", -1, 2))),
+    ("P14", program(Slice("y", "x_T", 0, 2**31))),
+    ("P15", program(Reduce("s", "median", "x_T"), SCALE)),
+    ("P15", program(Reduce("s", "quantile", "x_T", None, 1.5), SCALE)),
+    ("P15", program(Reduce("s", "mean", "x_T", None, 0.5), SCALE)),
+    ("P16", program(STD, Scalar("t", "power", "s", 2.0), SCALE)),
+    ("P16", program(Scalar("t", "add", 1.0, 2.0), SCALE)),
+    ("P16", program(STD, Scalar("t", "sqrt", "s", "s"), SCALE)),
+    ("P16", program(STD, Scalar("t", "sqrt", 2.0, "s"), SCALE)),
+    ("P17", program(Slincomb("y", ()))),
+    ("P17", program(Slincomb("y", ((1.0, "x_T", None),) * 17))),
+    ("P18", program(STD, Lincomb("y", ((1.0, "s"),)))),
+    ("P18", program(Scalar("t", "add", "x_T", 1.0), SCALE)),
+    ("P18", program(STD, Lincomb("s", ((1.0, "x_T"),)), SCALE)),
+    ("P18", program(SCALE, Reduce("y", "std", "x_T"))),
+    ("P18", program(Slincomb("y", ((1.0, "x_T", "x_T"),)))),
     ("P10", program(EVAL, SCALE)),
     ("P10", program(EVAL, SCALE, nfe={"f": 2})),
     ("P10", program(SCALE, nfe={"f": 0})),
@@ -76,7 +133,8 @@ def test_each_rule_rejects_the_program_that_breaks_it(rule, broken):
 
 
 def test_every_rule_of_format_md_has_a_case():
-    assert {rule for rule, _ in BROKEN} == {f"P{i}" for i in range(12)}
+    text = (Path(__file__).parents[2] / "runtimes" / "FORMAT.md").read_text(encoding="utf-8")
+    assert {rule for rule, _ in BROKEN} == set(re.findall(r"^\| (P\d+) \|", text, re.M)) == {f"P{i}" for i in range(19)}
 
 
 def test_a_sound_program_passes():
@@ -143,5 +201,85 @@ def test_malformed_json_is_rejected(what, change):
 
 @pytest.mark.parametrize("value", [None, 3, [], "x", {}])
 def test_json_of_another_kind_is_rejected(value):
+    with pytest.raises(EdgegenError):
+        program_from_json(value)
+
+
+def every_instruction():
+    """A sound program that has each instruction once or more."""
+    return Program(
+        "every",
+        (X, Input("mask", "condition")),
+        (
+            Eval("f", {"x": (Reg("x_T", 0.5), Reg("x_T")), "t": (Imm(1.0), Imm(2.0))}, {"o": ("e", "u")}),
+            Noise("z", "x_T", 1),
+            Noise("latent", "x_T", 2, (3, 4)),
+            Lincomb("a", ((0.1, "e"), (0.2, "z")), 0.3),
+            Clamp("b", "a", -1.0, 1.0),
+            Threshold("c", "b", 0.9, 1.0, 2.0),
+            Muladd("d", "c", (1.0, 2.0), (0.5, -0.5)),
+            Concat("j", ("d", "u")),
+            Slice("k", "j", 0, 2),
+            Select("m", "mask", "k", "u"),
+            Reduce("s", "mean", "m", "mask"),
+            Reduce("q", "quantile", "m", None, 0.25),
+            Scalar("v", "max", "s", "q"),
+            Scalar("w", "div", 2.0, "v"),
+            Slincomb("y", ((1.0, "m", None), (-0.5, "u", "w"))),
+        ),
+        {"sample": "y"},
+        {"f": 2},
+        (Step(15, "y", 0.0),),
+    )
+
+
+def test_json_of_every_instruction_is_exact_and_canonical():
+    p = verify(every_instruction())
+    data = canonical.encode(program_to_json(p))
+    assert program_from_json(canonical.decode(data)) == p
+    assert {type(i) for i in p.instructions} == set(get_args(Instruction))
+
+
+@pytest.mark.parametrize("index", range(15))
+def test_json_that_lacks_or_adds_a_key_in_any_instruction_is_rejected(index):
+    whole = program_to_json(every_instruction())
+    for key in list(whole["instructions"][index]):
+        value = copy.deepcopy(whole)
+        del value["instructions"][index][key]
+        if (whole["instructions"][index]["op"], key) in {("NOISE", "shape"), ("REDUCE", "mask")}:
+            program_from_json(value)  # these two may be absent
+            continue
+        with pytest.raises(EdgegenError):
+            program_from_json(value)
+        value = copy.deepcopy(whole)
+        value["instructions"][index][key] = {"surprise": 1}
+        with pytest.raises(EdgegenError):
+            program_from_json(value)
+    value = copy.deepcopy(whole)
+    value["instructions"][index]["extra"] = 1
+    with pytest.raises(EdgegenError):
+        program_from_json(value)
+
+
+@pytest.mark.parametrize(
+    ("index", "path", "wrong"),
+    [
+        (2, ("shape", 0), "3"),
+        (2, ("shape", 0), True),
+        (6, ("scale", 0), 1),
+        (7, ("parts", 0), 1),
+        (8, ("start",), True),
+        (12, ("a",), {"reg": 1}),
+        (12, ("a",), {"reg": "s", "imm": "0x0.0p+0"}),
+        (14, ("terms", 0), ["0x1.0000000000000p+0"]),
+        (14, ("terms", 1, 2), 1),
+    ],
+)
+def test_json_of_a_wrong_type_inside_an_instruction_is_rejected(index, path, wrong):
+    value = program_to_json(every_instruction())
+    place = value["instructions"][index]
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = wrong
     with pytest.raises(EdgegenError):
         program_from_json(value)
