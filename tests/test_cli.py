@@ -132,7 +132,7 @@ def test_export_writes_the_onnx_file(built):
         (["build", "digts"], 2, "did you mean 'digits'"),
         (["build", "recipe.toml", "--until", "exprot"], 2, "did you mean 'export'"),
         (["build", "recipe.toml", "--set", "gate.psnr=1"], 2, "unknown key 'psnr' in gate"),
-        (["build", "recipe.toml", "--set", "programs.0.solver=dpmp"], 2, "did you mean 'dpmpp_2m'"),
+        (["build", "recipe.toml", "--set", "programs.0.solver=dpmp_2m"], 2, "did you mean 'dpmpp_2m'"),
         (["build", "recipe.toml", "-o", "absent/x.edgegen"], 1, "no folder absent"),
         (["run", "none.edgegen"], 1, "cannot be opened"),
         (["run", "recipe.toml"], 1, "not an edgegen bundle"),

@@ -260,11 +260,11 @@ class _Compiler:
 
     def concat(self, instruction: Concat) -> _Action:
         def run(state: _State) -> None:
-            parts = {name: state.registers[name] for name in instruction.parts}
-            shapes = {(p.shape[:1], p.shape[2:], p.ndim > 1) for p in parts.values()}
-            if len(shapes) != 1 or not shapes.pop()[2]:
-                raise _mismatch("CONCAT", instruction.out, parts)
-            state.registers[instruction.out] = np.concatenate([parts[name].astype(self.dtype, copy=False) for name in instruction.parts], axis=1)
+            parts = [state.registers[name] for name in instruction.parts]
+            try:
+                state.registers[instruction.out] = np.concatenate(parts, axis=1, dtype=self.dtype, casting="unsafe")
+            except ValueError as e:  # numpy's word for sizes that differ, and for tensors without an axis 1
+                raise _mismatch("CONCAT", instruction.out, dict(zip(instruction.parts, parts, strict=True))) from e
 
         return run
 

@@ -8,6 +8,7 @@ A session may be used from several threads at once; `report` is the calling thre
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -190,6 +191,10 @@ class Session:
 def _condition(spec: ConditionSpec, value: npt.ArrayLike | None, batch: int) -> Tensor:
     """A condition as dtype[batch, *shape], from one value for all or one per sample."""
     wanted = (batch, *spec.shape)
+    if isinstance(value, np.ndarray) and value.dtype == spec.dtype and value.size and value.shape in (wanted, spec.shape) and _inside(spec, value):
+        if value.shape != wanted:
+            value = value[np.newaxis].repeat(batch, 0)
+        return np.ascontiguousarray(value)
     expected = f"{spec.dtype}{list(wanted)} or {spec.dtype}{list(spec.shape)}"
     if value is None:
         if spec.default is None:
@@ -209,6 +214,13 @@ def _condition(spec: ConditionSpec, value: npt.ArrayLike | None, batch: int) -> 
     if not allowed.all() and not (spec.null is not None and np.all(allowed | (cast == spec.null))):
         raise RuntimeFault(f"condition {spec.name!r}: {cast[~allowed].flat[0]} is out of range{_range(spec)}", Status.OUT_OF_RANGE)
     return np.ascontiguousarray(np.broadcast_to(cast, wanted))
+
+
+def _inside(spec: ConditionSpec, value: Tensor) -> bool:
+    """Whether every element is in the condition's range; False for NaN and infinity, and wherever the answer is not plain."""
+    low, high = value.min(), value.max()
+    least, most = (-math.inf if spec.minimum is None else spec.minimum), (math.inf if spec.maximum is None else spec.maximum)
+    return bool(least <= low and high <= most) and (value.dtype.kind != "f" or (low > -math.inf and high < math.inf))
 
 
 def _range(spec: ConditionSpec) -> str:

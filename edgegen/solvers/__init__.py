@@ -122,7 +122,8 @@ def solver_named(name: str) -> str:
     """The key of `SOLVERS` that a name or alias means. Raises ProgramError with the nearest names."""
     found = ALIASES.get(name, name)
     if found not in SOLVERS:
-        raise ProgramError(f"no solver {name!r}: {nearest(name, [*SOLVERS, *ALIASES])}", Status.UNKNOWN_NAME)
+        known = SOLVERS if name.islower() else ALIASES
+        raise ProgramError(f"no solver {name!r}: {nearest(name, known)}", Status.UNKNOWN_NAME)
     return found
 
 

@@ -94,7 +94,9 @@ class _Config:
                 raise self.refused(key, f"leave it at {neutral.get(key, self.defaults[key])!r}")
 
 
-PREDICTIONS = {"epsilon": "epsilon", "sample": "sample", "original_sample": "sample", "v_prediction": "v", "flow_prediction": "flow"}
+_PREDICTIONS = {"epsilon": "epsilon", "sample": "sample", "v_prediction": "v"}
+_WITHOUT_SAMPLE = {"epsilon": "epsilon", "v_prediction": "v"}
+_OF_A_FLOW = {"epsilon": "epsilon", "sample": "sample", "flow_prediction": "flow"}
 _BETAS = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "trained_betas": None}
 _LATENT_BETAS = _BETAS | {"beta_start": 0.00085, "beta_end": 0.012}
 _SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
@@ -115,6 +117,8 @@ def _betas(c: _Config, interpolation: str = "log_alpha", *, terminal: float = 2.
     steps, start, end, trained = (c.take(k) for k in ("num_train_timesteps", "beta_start", "beta_end", "trained_betas"))
     schedule = c.choose("beta_schedule", {name: name for name in ("linear", "scaled_linear", "squaredcos_cap_v2")})
     process: dict[str, Any] = {"name": "vp_betas", "interpolation": interpolation}
+    if trained is not None and len(trained) != steps:
+        raise c.refused("num_train_timesteps", f"trained_betas has {len(trained)} of them")
     process |= {"betas": list(trained)} if trained is not None else {"beta_start": start, "beta_end": end, "steps": steps, "schedule": schedule}
     if "rescale_betas_zero_snr" in c.values and c.take("rescale_betas_zero_snr"):
         process["terminal"] = terminal
@@ -141,6 +145,8 @@ def _sigma_spacing(c: _Config) -> str | None:
     if c.take("use_beta_sigmas"):
         raise c.refused("use_beta_sigmas", "use Karras or exponential sigmas, or neither")
     karras, exponential = c.take("use_karras_sigmas"), c.take("use_exponential_sigmas")
+    if karras and exponential:
+        raise c.refused("use_exponential_sigmas", "use_karras_sigmas is also on; use one of them")
     return "karras" if karras else "lambda" if exponential else None
 
 
@@ -159,6 +165,12 @@ def _ddim_like(c: _Config, solver: str, options: Mapping[str, Any], *, strided: 
         total = int(process.t_max) + 1
         if strided and len(set(np.diff(grid[:-1]))) > 1:
             raise ProgramError(f"{c.name}: {total} times do not divide into {steps} equal steps; take a divisor of {total}", Status.OUT_OF_RANGE)
+        if options.get("variance") == "large" and grid[-2] > 0.0:
+            raise ProgramError(
+                f"{c.name}: with variance_type = 'fixed_large' diffusers adds noise to the result of a last step that starts at time "
+                f"{grid[-2]:g} > 0; use timestep_spacing = 'leading' with steps_offset = 0, 'linspace', or 'fixed_small'",
+                Status.OUT_OF_RANGE,
+            )
         if not to_one:
             if grid[-2] == 0.0:
                 raise ProgramError(f"{c.name}: with set_alpha_to_one off the last step stays at time 0; set steps_offset = 1", Status.OUT_OF_RANGE)
@@ -166,7 +178,7 @@ def _ddim_like(c: _Config, solver: str, options: Mapping[str, Any], *, strided: 
         return grid
 
     process = _betas(c, terminal=0.0)
-    prediction = c.choose("prediction_type", PREDICTIONS)
+    prediction = c.choose("prediction_type", _PREDICTIONS)
     return Scheduler(c.name, solver, process, prediction, "process", times, options, **_limits(c))  # type: ignore[arg-type]
 
 
@@ -183,18 +195,31 @@ def _pndm(c: _Config) -> Scheduler:
     spacing, offset, to_one = c.choose("timestep_spacing", {"leading": "leading"}), c.take("steps_offset"), c.take("set_alpha_to_one")
 
     def times(process: Process, steps: int) -> Any:
+        if runge_kutta and steps < 4:
+            raise ProgramError(f"{c.name}: {steps} steps; with skip_prk_steps off it needs at least 4", Status.OUT_OF_RANGE)
         grid = make_grid(spacing, process, steps, offset=offset)
+        if runge_kutta and (grid[0] - grid[1]) % 2:
+            raise ProgramError(
+                f"{c.name}: steps of {grid[0] - grid[1]:g} times have no middle time, and diffusers then moves the state to another one than the "
+                f"network is told; set skip_prk_steps, or take a number of steps with an even distance",
+                Status.OUT_OF_RANGE,
+            )
         if not to_one:
             if grid[-2] == 0.0:
                 raise ProgramError(f"{c.name}: with set_alpha_to_one off the last step stays at time 0; set steps_offset = 1", Status.OUT_OF_RANGE)
             grid[-1] = 0.0
         return grid
 
-    prediction = c.choose("prediction_type", {"epsilon": "epsilon", "v_prediction": "v"})
-    return Scheduler(c.name, "pndm", _betas(c), prediction, "process", times, {"runge_kutta": not c.take("skip_prk_steps")})
+    runge_kutta = not c.take("skip_prk_steps")
+    if c.values["prediction_type"] == "v_prediction":
+        raise c.refused("prediction_type", "diffusers extrapolates velocities of several times and reads them at one, which is not PNDM; use DDIM")
+    prediction = c.choose("prediction_type", {"epsilon": "epsilon"})
+    return Scheduler(c.name, "pndm", _betas(c), prediction, "process", times, {"runge_kutta": runge_kutta})
 
 
-def _k_diffusion(solver: str, *, rounds_karras: bool = False, **options: Any) -> Callable[[_Config], Scheduler]:
+def _k_diffusion(
+    solver: str, *, predictions: Mapping[str, str] = _PREDICTIONS, rounds_karras: bool = False, **options: Any
+) -> Callable[[_Config], Scheduler]:  # fmt: skip
     """The schedulers that work in rho: times at fractions of indices, or Karras or exponential noise levels between their ends."""
 
     def read(c: _Config) -> Scheduler:
@@ -216,19 +241,39 @@ def _k_diffusion(solver: str, *, rounds_karras: bool = False, **options: Any) ->
 
         process = _betas(c, "log_sigma" if levels else "sigma")
         time = "rounded" if rounds_karras and levels == "karras" else "process"
-        prediction = c.choose("prediction_type", PREDICTIONS)
+        prediction = c.choose("prediction_type", predictions)
         return Scheduler(c.name, solver, process, prediction, time, times, options, **_limits(c))  # type: ignore[arg-type]
 
     return read
 
 
-def _multistep(c: _Config, solver: str, options: Mapping[str, Any], *, clean: bool) -> Scheduler:
-    """The schedulers of the DPM-Solver family: integer times, Karras or exponential levels of the whole table, or a flow's levels."""
+def _flow_levels(steps: int, total: int, shift: float) -> Any:
+    """The noise levels of use_flow_sigmas, the clean end not among them, in the arithmetic of diffusers: their times are cut to integers."""
+    levels = 1.0 - np.linspace(1.0, 1.0 / total, steps + 1)
+    return np.flip(shift * levels / (1.0 + (shift - 1.0) * levels))[:-1]
+
+
+def _unipc_flow_levels(steps: int, total: int, shift: float) -> Any:
+    """UniPC's own: from 1 - 1e-6, where lambda is finite."""
+    levels = np.linspace(1.0, 1.0 / total, steps + 1)[:-1]
+    levels = shift * levels / (1.0 + (shift - 1.0) * levels)
+    levels[0] -= 1e-6
+    return levels
+
+
+def _multistep(
+    c: _Config, solver: str, options: Mapping[str, Any], *, clean: bool, flow_levels: Callable[[int, int, float], Any] = _flow_levels,
+    stays: bool = False,
+) -> Scheduler:  # fmt: skip
+    """The schedulers of the DPM-Solver family: integer times, Karras or exponential levels of the whole table, or a flow's levels.
+
+    stays: Karras and exponential levels end with the last one twice, rather than with the table's least.
+    """
     spacing, offset = c.choose("timestep_spacing", {n: n for n in ("leading", "linspace", "trailing")}), c.take("steps_offset")
     levels = _sigma_spacing(c)
     shift, flow = c.take("flow_shift"), c.take("use_flow_sigmas")
     lowest = c.take("lambda_min_clipped") if "lambda_min_clipped" in c.values else -np.inf
-    prediction = c.choose("prediction_type", PREDICTIONS)
+    prediction = c.choose("prediction_type", _OF_A_FLOW if flow else _PREDICTIONS)
     end = -1.0 if clean else 0.0
     limits = _limits(c)
     if flow:
@@ -237,18 +282,20 @@ def _multistep(c: _Config, solver: str, options: Mapping[str, Any], *, clean: bo
             c.left.discard(key)
         if not clean:
             raise c.refused("use_flow_sigmas", "the flow's least noise level comes from the betas; use final_sigmas_type = 'zero'")
-        trained = c.take("num_train_timesteps")
-        start = shift * (1.0 - 1.0 / trained) / (1.0 + (shift - 1.0) * (1.0 - 1.0 / trained))
-        return Scheduler(
-            c.name, solver, process, prediction, "times_1000",
-            lambda process, steps: make_grid("shifted", process, steps, t_start=start, t_end=0.0, shift=shift), options, **limits,  # type: ignore[arg-type]
-        )  # fmt: skip
+        if levels is not None:
+            raise c.refused("use_flow_sigmas", "use_karras_sigmas or use_exponential_sigmas is also on; use one of them")
+        total = _thousand(c)
+
+        def flow_times(process: Process, steps: int) -> Any:
+            return np.append(flow_levels(steps, total, float(shift)), 0.0)
+
+        return Scheduler(c.name, solver, process, prediction, "times_1000", flow_times, options, **limits)  # type: ignore[arg-type]
     c.left.discard("flow_shift")
 
     def times(process: Process, steps: int) -> Any:
         if levels is not None:
             whole = make_grid(levels, process, steps - 1, t_end=0.0) if steps > 1 else np.array([process.t_first])
-            return np.append(whole, end) if end < whole[-1] else _stays(c)
+            return np.append(whole, end) if end < whole[-1] and not (stays and not clean) else _stays(c)
         last = int(process.t_max) + 1 - int(np.sum(process.lam(np.arange(process.t_max + 1.0)) < lowest))
         if spacing == "linspace":
             whole = np.linspace(0, last - 1, steps + 1).round()[::-1][:-1]
@@ -256,10 +303,19 @@ def _multistep(c: _Config, solver: str, options: Mapping[str, Any], *, clean: bo
             whole = np.arange(0, steps + 1)[::-1][:-1] * float(last // (steps + 1)) + offset
         else:
             whole = np.arange(last, 0, -(process.t_max + 1) / steps).round()[:steps] - 1.0
+        if len(whole) < steps:
+            raise ProgramError(f"{c.name}: {len(whole)} times are left of {steps} at lambda_min_clipped = {lowest:g}", Status.OUT_OF_RANGE)
         return np.append(whole, end) if end < whole[-1] else _stays(c)
 
     process = _betas(c, "log_sigma" if levels else "log_alpha")
     return Scheduler(c.name, solver, process, prediction, "rounded" if levels else "process", times, options, **limits)  # type: ignore[arg-type]
+
+
+def _thousand(c: _Config) -> int:
+    """num_train_timesteps of a flow, whose network is told 1000 t."""
+    if c.take("num_train_timesteps") != 1000:
+        raise c.refused("num_train_timesteps", "supported for a flow: 1000")
+    return 1000
 
 
 def _stays(c: _Config) -> Any:
@@ -313,43 +369,52 @@ def _deis(c: _Config) -> Scheduler:
     c.choose("solver_type", {"logrho": "log_rho"})
     order = c.choose("solver_order", {1: 1, 2: 2, 3: 3})
     options = {"variable": "log_rho", "order": order - 1, "lower_order_final": bool(c.take("lower_order_final"))}
-    return _multistep(c, "deis", options, clean=False)
+    return _multistep(c, "deis", options, clean=False, stays=True)
 
 
 def _unipc(c: _Config) -> Scheduler:
     order, variant = c.choose("solver_order", {1: 1, 2: 2, 3: 3}), c.choose("solver_type", {"bh1": "bh1", "bh2": "bh2"})
     form = "data" if c.take("predict_x0") else "noise"
     clean = c.choose("final_sigmas_type", {"zero": True, "sigma_min": False})
-    options = {"order": order, "variant": variant, "form": form, "lower_order_final": bool(c.take("lower_order_final"))}
-    return _multistep(c, "unipc", options, clean=clean)
+    lower = bool(c.take("lower_order_final"))
+    if clean and form == "noise":
+        raise c.refused("predict_x0", "the noise form needs final_sigmas_type = 'sigma_min'")
+    if clean and order > 1 and not lower:
+        raise c.refused("lower_order_final", "a last step of order > 1 needs final_sigmas_type = 'sigma_min'")
+    if form == "noise" and c.values["use_flow_sigmas"]:
+        raise c.refused("use_flow_sigmas", "with predict_x0 on only")
+    options = {"order": order, "variant": variant, "form": form, "lower_order_final": lower}
+    made = _multistep(c, "unipc", options, clean=clean, flow_levels=_unipc_flow_levels, stays=True)
+    return replace(made, threshold=None, clip=None) if form == "noise" else made  # diffusers thresholds x0 only where it predicts it
 
 
 def _sa(c: _Config) -> Scheduler:
     c.choose("algorithm_type", {"data_prediction": "data"})
     options = {name: c.take(name) for name in ("predictor_order", "corrector_order")} | {"lower_order_final": bool(c.take("lower_order_final"))}
     total = float(c.values["num_train_timesteps"])
-    return _multistep(c, "sa_solver", options | {"tau_low": min(200.0, total), "tau_high": min(800.0, total)}, clean=False)
+    return _multistep(c, "sa_solver", options | {"tau_low": min(200.0, total), "tau_high": min(800.0, total)}, clean=False, stays=True)
 
 
-def _distilled(c: _Config, solver: str, options: Mapping[str, Any], end: float) -> Scheduler:
+def _distilled(c: _Config, solver: str, options: Mapping[str, Any], end: float, limits: Mapping[str, float | None]) -> Scheduler:
     original = c.take("original_inference_steps")
     for key in ("set_alpha_to_one", "steps_offset", "timestep_spacing"):
         c.left.discard(key)  # these schedulers read none of them
-    prediction = c.choose("prediction_type", PREDICTIONS)
-    process = _betas(c)
+    prediction = c.choose("prediction_type", _PREDICTIONS)
+    process = _betas(c, terminal=0.0)
     return Scheduler(
         c.name, solver, process, prediction, "process",
-        lambda process, steps: make_grid("lcm", process, steps, t_end=end, original_steps=original), options, **_limits(c),  # type: ignore[arg-type]
+        lambda process, steps: make_grid("lcm", process, steps, t_end=end, original_steps=original), options, **limits,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
 def _lcm(c: _Config) -> Scheduler:
-    return _distilled(c, "lcm", {"timestep_scaling": float(c.take("timestep_scaling"))}, -1.0)
+    return _distilled(c, "lcm", {"timestep_scaling": float(c.take("timestep_scaling"))}, -1.0, _limits(c))
 
 
 def _tcd(c: _Config) -> Scheduler:
-    c.left.discard("timestep_scaling")
-    return _distilled(c, "tcd", {}, 0.0)
+    for key in ("timestep_scaling", *_CLIP, *_THRESHOLD):
+        c.left.discard(key)  # TCDScheduler declares these and uses none of them
+    return _distilled(c, "tcd", {}, 0.0, {})
 
 
 def _edm(c: _Config, solver: str, options: Mapping[str, Any]) -> Scheduler:
@@ -361,6 +426,8 @@ def _edm(c: _Config, solver: str, options: Mapping[str, Any]) -> Scheduler:
     low, high = float(c.take("sigma_min")), float(c.take("sigma_max"))
 
     def times(process: Process, steps: int) -> Any:
+        if grid == "lambda" and steps == 1:
+            raise ProgramError(f"{c.name}: diffusers' exponential schedule of one step is sigma_min alone; use 'karras'", Status.OUT_OF_RANGE)
         if clean:
             return make_grid(grid, process, steps, t_start=None, t_end=None, multistep=False, **extra)
         raise c.refused("final_sigmas_type", "its last step would stay at sigma_min; use 'zero'")
@@ -383,7 +450,7 @@ def _edm_multistep(c: _Config) -> Scheduler:
 
 def _flow_match(solver: str) -> Callable[[_Config], Scheduler]:
     def read(c: _Config) -> Scheduler:
-        total, shift = c.take("num_train_timesteps"), float(c.take("shift"))
+        total, shift = _thousand(c), float(c.take("shift"))
         for key in ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type"):
             c.left.discard(key)  # of dynamic shifting, which `close` refuses
         floor = shift / total / (1.0 + (shift - 1.0) / total)
@@ -397,7 +464,7 @@ def _flow_match(solver: str) -> Callable[[_Config], Scheduler]:
 
 
 def _flow_map(c: _Config) -> Scheduler:
-    c.left.discard("num_train_timesteps")
+    _thousand(c)
     shift = float(c.take("shift"))
 
     def times(process: Process, steps: int) -> Any:
@@ -433,7 +500,7 @@ CLASSES: dict[str, tuple[Mapping[str, Any], Callable[[_Config], Scheduler]]] = {
     ),
     "DPMSolverSDEScheduler": (
         _LATENT_BETAS | _EPSILON | _SIGMAS | {"noise_sampler_seed": None} | _spacing("linspace"),
-        _k_diffusion("dpmpp_sde", method="singlestep"),
+        _k_diffusion("dpmpp_sde", predictions=_WITHOUT_SAMPLE, method="singlestep"),
     ),
     "EDMDPMSolverMultistepScheduler": (
         _EDM | _THRESHOLD
@@ -441,11 +508,13 @@ CLASSES: dict[str, tuple[Mapping[str, Any], Callable[[_Config], Scheduler]]] = {
         _edm_multistep,
     ),
     "EDMEulerScheduler": (_EDM, _edm_euler),
-    "EulerAncestralDiscreteScheduler": (_BETAS | _EPSILON | _spacing("linspace") | _ZERO_SNR, _k_diffusion("euler_a")),
+    "EulerAncestralDiscreteScheduler": (
+        _BETAS | _EPSILON | _spacing("linspace") | _ZERO_SNR, _k_diffusion("euler_a", predictions=_WITHOUT_SAMPLE),
+    ),
     "EulerDiscreteScheduler": (
         _BETAS | _EPSILON | _SIGMAS | _spacing("linspace") | _ZERO_SNR
         | {"interpolation_type": "linear", "sigma_min": None, "sigma_max": None, "timestep_type": "discrete", "final_sigmas_type": "zero"},
-        _k_diffusion("euler"),
+        _k_diffusion("euler", predictions=_PREDICTIONS | {"original_sample": "sample"}),
     ),
     "FlowMapEulerDiscreteScheduler": ({"num_train_timesteps": 1000, "shift": 1.0}, _flow_map),
     "FlowMatchEulerDiscreteScheduler": (
@@ -457,8 +526,12 @@ CLASSES: dict[str, tuple[Mapping[str, Any], Callable[[_Config], Scheduler]]] = {
     "HeunDiscreteScheduler": (
         _LATENT_BETAS | _EPSILON | _SIGMAS | _CLIP | {"clip_sample": False} | _spacing("linspace"), _k_diffusion("heun"),
     ),
-    "KDPM2AncestralDiscreteScheduler": (_LATENT_BETAS | _EPSILON | _SIGMAS | _spacing("linspace"), _k_diffusion("kdpm2_a", rounds_karras=True)),
-    "KDPM2DiscreteScheduler": (_LATENT_BETAS | _EPSILON | _SIGMAS | _spacing("linspace"), _k_diffusion("kdpm2", rounds_karras=True)),
+    "KDPM2AncestralDiscreteScheduler": (
+        _LATENT_BETAS | _EPSILON | _SIGMAS | _spacing("linspace"), _k_diffusion("kdpm2_a", predictions=_WITHOUT_SAMPLE, rounds_karras=True),
+    ),
+    "KDPM2DiscreteScheduler": (
+        _LATENT_BETAS | _EPSILON | _SIGMAS | _spacing("linspace"), _k_diffusion("kdpm2", predictions=_WITHOUT_SAMPLE, rounds_karras=True),
+    ),
     "LCMScheduler": (_DISTILLED, _lcm),
     "LMSDiscreteScheduler": (_BETAS | _EPSILON | _SIGMAS | _spacing("linspace"), _k_diffusion("lms")),
     "PNDMScheduler": (_BETAS | {"skip_prk_steps": False, "set_alpha_to_one": False} | _EPSILON | _spacing("leading"), _pndm),

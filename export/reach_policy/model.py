@@ -19,7 +19,10 @@ HORIZON = 8
 
 
 class ResidualBlock(nn.Module):
-    """A gated MLP after a LayerNorm (SwiGLU, Shazeer 2020): which way noise points matters by where the robot is, a product; a new block is the identity."""
+    """A gated MLP after a LayerNorm (SwiGLU, Shazeer 2020); a new block is the identity.
+
+    The gate multiplies: which passage a noisy chunk points to is a product of the chunk and of where the robot is.
+    """
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()

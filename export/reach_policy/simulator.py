@@ -2,7 +2,8 @@
 
 In: a policy, a number of episodes and a seed. Out: which episodes succeeded, and the paths; or demonstrations; or a picture.
 The obstacles stand as the pins of a Galton board: behind every gap stands a pin, to be passed on the left or on the right at about equal cost.
-A policy that answers with the mean of its demonstrations drives into it. Everything is numpy, vectorised over episodes, and a function of its seed.
+A policy that answers with the mean of its demonstrations drives into one in about half of its episodes.
+Everything is numpy, vectorised over episodes, and a function of its seed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ OBSTACLES: Floats = np.array([(-0.8, -0.42), (0.0, -0.42), (0.8, -0.42), (-0.4, 
 """Centres of the obstacles, in a world that is [-1, 1] x [-1, 1]."""
 RADIUS = 0.18
 """Radius of every obstacle, in world units."""
-ACTION_SCALE = 0.09
+ACTION_SCALE = 0.089
 """World units that one unit of action moves the robot; it gives the demonstrations' actions a standard deviation of 0.5."""
 MAX_STEP = 0.085
 """The longest move that one action makes, in world units; longer ones are shortened to it."""
@@ -36,8 +37,8 @@ EXECUTED = 4
 
 _ROWS = np.array([-0.42, 0.0, 0.42])
 _GATES = np.array(list(itertools.product((-0.4, 0.4), (-0.8, 0.0, 0.8), (-0.4, 0.4))))  # x of the gap taken in each row, one line per passage
-_CRUISE = 0.07
-_TURN = 0.1
+_CRUISE = 0.07  # the expert's step
+_TURN = 0.1  # what a turn costs it, and how little costs matter to it; both in world units
 _TEMPERATURE = 0.3
 
 

@@ -29,7 +29,7 @@ PROCESSES = {
     "flow": (make_process("flow"), (0.95, 0.05)),
     "edm_narrow": (make_process("edm"), (2.0, 0.5)),
     "mean_reverting": (make_process("mean_reverting"), (80.0, 5.0)),
-    "mean_reverting_middle": (make_process("mean_reverting"), (60.0, 20.0)),
+    "mean_reverting_middle": (make_process("mean_reverting"), (90.0, 30.0)),
 }
 WITHIN = 0.25
 
