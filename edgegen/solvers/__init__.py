@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from edgegen.diffusion import Process, check_grid, make_grid
 from edgegen.diffusion.predictions import PREDICTIONS
-from edgegen.diffusion.processes import Flow, VarianceExploding
+from edgegen.diffusion.processes import Flow, VarianceExploding, VPBetas
 from edgegen.errors import ProgramError, Status, nearest
 from edgegen.program import Program, verify
 from edgegen.program.rewrite import allocate, fold
@@ -135,7 +135,8 @@ def _default_grid(solver: str, process: Process, options: Mapping[str, object]) 
         return "karras", {}
     wanted = SOLVERS[solver].grid or "uniform"
     starts_at_pure_noise = float(process.alpha(process.t_first)) == 0.0
-    return ("uniform" if isinstance(process, Flow) or (wanted == "lambda" and starts_at_pure_noise) else wanted), {}
+    needs_table = wanted in ("lcm", "leading") and not isinstance(process, VPBetas)
+    return ("uniform" if isinstance(process, Flow) or needs_table or (wanted == "lambda" and starts_at_pure_noise) else wanted), {}
 
 
 def _check_options(solver: str, options: Mapping[str, object]) -> None:

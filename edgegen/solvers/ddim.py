@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from edgegen.diffusion import Process
 from edgegen.program import Program
-from edgegen.solvers.lowering import NOISE, Grid, Lowering, Prediction
+from edgegen.solvers.lowering import NOISE, Grid, Lowering, Prediction, away
 
 __all__ = ["ddim"]
 
@@ -25,7 +25,7 @@ def ddim(process: Process, prediction: Prediction, grid: Grid, *, eta: float = 0
         output = p.network(s)
         if prediction.mix is not None:
             noise = p.lead(p.estimate(NOISE, s, output=output))
-            x0 = p.limit(p.combine([(1.0 / s.alpha, p.x), (-s.sigma / s.alpha, noise)]))
+            x0 = p.limit(p.combine([(1.0 / away(s).alpha, p.x), (-s.sigma / s.alpha, noise)]))
             terms = [(t.alpha, x0), (c_noise, noise)]
         else:
             terms = [(t.alpha, p.data(s, output))]

@@ -140,14 +140,16 @@ def _multistep(p: Lowering, form: str, order: int, variant: str, lower_order_fin
     for i, (s, t) in enumerate(pairwise(p.nodes)):
         history = [(s, p.estimate(form, s)), *history][:3]
         usable = ramp(i, p.steps, order, lower_order_final) if finite(s, t) else 1
-        while not finite(*(n for n, _ in history[:usable])):
+        while usable > 1 and not finite(*(n for n, _ in history[:usable])):
             usable -= 1
         whole = step(form, s, t)
         terms = [(whole.a, p.x), (whole.first, p.lead(history[0][1]))]
-        p1, p2, p3 = integrals(whole.g, 3)
-        w1 = 0.5 * p1 if usable == 2 and variant.startswith("midpoint") else p2
-        w2 = p3 if d2 == "compat" else 2.0 * p3
-        p.advance(p.combine(terms + difference_terms(history[:usable], t, [0.0, -whole.b * w1, -whole.b * w2])), t)
+        if usable > 1:
+            p1, p2, p3 = integrals(whole.g, 3)
+            w1 = 0.5 * p1 if usable == 2 and variant.startswith("midpoint") else p2
+            w2 = p3 if d2 == "compat" else 2.0 * p3
+            terms += difference_terms(history[:usable], t, [0.0, -whole.b * w1, -whole.b * w2])
+        p.advance(p.combine(terms), t)
 
 
 def difference_terms(history: Sequence[tuple[Node, str]], t: Node, weights: Sequence[float]) -> list[tuple[float, str]]:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgegen.errors import ProgramError, Status
-from edgegen.solvers.lowering import DATA, Node
+from edgegen.solvers.lowering import DATA, Node, away
 
 __all__ = ["Transfer", "adams", "finite", "integrals", "ramp", "step"]
 
@@ -60,12 +60,10 @@ class Transfer:
             here, there, other_here, other_there, sign = s.sigma, t.sigma, s.alpha, t.alpha, -1.0
         else:
             here, there, other_here, other_there, sign = s.alpha, t.alpha, s.sigma, t.sigma, 1.0
+        if here == 0.0 and form == DATA:
+            raise ProgramError(f"a step from time {s.time:g} starts at sigma = 0; end the grid there", Status.OUT_OF_RANGE)
         if here == 0.0:
-            raise ProgramError(
-                f"a step from time {s.time:g} starts at {'sigma' if form == DATA else 'alpha'} = 0; "
-                + ("end the grid there" if form == DATA else "start the grid just below it, or use a solver in data form (DPM-Solver++, UniPC)"),
-                Status.OUT_OF_RANGE,
-            )
+            away(s)
         self.a, self.b = there / here, other_there
         h = t.lam - s.lam
         self.g = sign * h

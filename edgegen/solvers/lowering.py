@@ -17,7 +17,7 @@ from edgegen.errors import ProgramError, Status
 from edgegen.program import Clamp, Eval, Imm, Input, Instruction, Lincomb, Noise, Program, Reg, Step, Threshold
 from edgegen.program.instructions import Operand
 
-__all__ = ["DATA", "NOISE", "Grid", "Lowering", "Mix", "Node", "Prediction"]
+__all__ = ["DATA", "NOISE", "Grid", "Lowering", "Mix", "Node", "Prediction", "away"]
 
 Grid = npt.NDArray[np.float64]
 Terms = Iterable[tuple[float, str]]
@@ -39,6 +39,17 @@ class Node:
     def rho(self) -> float:
         """sigma / alpha: EDM's sigma. Infinite at alpha = 0."""
         return self.sigma / self.alpha if self.alpha > 0 else math.inf
+
+
+def away(node: Node) -> Node:
+    """The node itself, refused where alpha = 0: rho is infinite there, and x0 is no function of x and eps."""
+    if node.alpha == 0.0:
+        raise ProgramError(
+            f"alpha is 0 at time {node.time:g}: rho = sigma / alpha is infinite; "
+            f"start the grid just below it, or use a solver in data form (DPM-Solver++, UniPC)",
+            Status.OUT_OF_RANGE,
+        )
+    return node
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +234,7 @@ class Lowering:
         noise += [(-c * k, name) for k, name in self.noise_terms(then_node, then_output, then_x)]
         if form == NOISE:
             return self.combine(noise)
-        return self.limit(self.combine([(1.0 / node.alpha, x), *((-node.sigma / node.alpha * k, name) for k, name in noise)]))
+        return self.limit(self.combine([(1.0 / away(node).alpha, x), *((-node.sigma / node.alpha * k, name) for k, name in noise)]))
 
     def noise(self, shape: tuple[int, ...] | None = None) -> str:
         """A register of fresh standard normals, shaped as the state, or [samples, *shape]."""

@@ -15,7 +15,7 @@ from edgegen.diffusion.processes import Flow
 from edgegen.errors import ProgramError, Status, nearest
 from edgegen.program import Program
 from edgegen.solvers.exponential import step
-from edgegen.solvers.lowering import DATA, NOISE, Grid, Lowering, Node, Prediction
+from edgegen.solvers.lowering import DATA, NOISE, Grid, Lowering, Node, Prediction, away
 
 __all__ = ["TABLEAUS", "deis_rk", "dpmpp_2s_a", "euler", "euler_a", "heun", "kdpm2", "kdpm2_a"]
 
@@ -73,7 +73,7 @@ def euler_a(process: Process, prediction: Prediction, grid: Grid, *, eta: float 
     for s, t in pairwise(p.nodes):
         down, up = _ancestral(s, t, eta)
         noise = p.estimate(NOISE, s)
-        ratio = t.alpha / _away(s).alpha
+        ratio = t.alpha / away(s).alpha
         p.advance(p.combine([(ratio, p.x), (t.alpha * (down - s.rho), noise), *_fresh(p, t, up)]), t)
     return p.finish()
 
@@ -86,9 +86,9 @@ def kdpm2_a(process: Process, prediction: Prediction, grid: Grid, *, eta: float 
         x, noise = p.x, p.estimate(NOISE, s)
         if down > 0.0:
             middle = p.at_rho(math.sqrt(s.rho * down))
-            u = p.combine([(middle.alpha / _away(s).alpha, x), (middle.alpha * (middle.rho - s.rho), noise)])
+            u = p.combine([(middle.alpha / away(s).alpha, x), (middle.alpha * (middle.rho - s.rho), noise)])
             noise = p.estimate(NOISE, middle, u)
-        ratio = t.alpha / _away(s).alpha
+        ratio = t.alpha / away(s).alpha
         p.advance(p.combine([(ratio, x), (t.alpha * (down - s.rho), noise), *_fresh(p, t, up)]), t)
     return p.finish()
 
@@ -127,7 +127,7 @@ def _explicit(name: str, process: Process, prediction: Prediction, grid: Grid, t
 def _slope(p: Lowering, node: Node, x: str | None = None) -> str:
     """What the state follows at a node: eps, or eps - x0 for a flow."""
     if not isinstance(p.process, Flow):
-        return p.estimate(NOISE, _away(node), x)
+        return p.estimate(NOISE, away(node), x)
     output = p.network(node, x)
     if p.prediction.kind == "flow" and not p.prediction.limited:
         return output
@@ -157,22 +157,12 @@ def _part(p: Lowering, s: Node, t: Node, position: float) -> Node:
 
 
 def _middle(p: Lowering, s: Node, t: Node) -> Node:
-    return p.node(0.5 * (s.time + t.time)) if isinstance(p.process, Flow) else p.at_lambda(0.5 * (_away(s).lam + t.lam))
-
-
-def _away(node: Node) -> Node:
-    """The node itself, refused where alpha = 0: rho is infinite there."""
-    if node.alpha == 0.0:
-        raise ProgramError(
-            f"rho = sigma / alpha is infinite at time {node.time:g}; start the grid just below it, or use a data-form solver (DPM-Solver++, UniPC)",
-            Status.OUT_OF_RANGE,
-        )
-    return node
+    return p.node(0.5 * (s.time + t.time)) if isinstance(p.process, Flow) else p.at_lambda(0.5 * (away(s).lam + t.lam))
 
 
 def _ancestral(s: Node, t: Node, eta: float) -> tuple[float, float]:
     """(rho_down, rho_up) of an ancestral step: rho_up = eta rho' sqrt(1 - (rho' / rho)^2), at most rho'."""
-    here, there = _away(s).rho, t.rho
+    here, there = away(s).rho, t.rho
     up = min(there, eta * there * math.sqrt(1.0 - (there / here) ** 2))
     return math.sqrt(max(there**2 - up**2, 0.0)), up
 

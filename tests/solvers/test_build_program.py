@@ -21,15 +21,139 @@ def conditional(x, t, label):
     return network(VP, "epsilon")(x, float(t)) + 0.1 * np.where(np.asarray(label) == 10, 0.0, 1.0 + np.asarray(label))
 
 
+BETAS = make_process("vp_betas")
+CASES = {"vp": (VP, "epsilon"), "edm": (EDM, "sample"), "edm raw": (EDM, "edm"), "flow": (FLOW, "flow"), "table": (BETAS, "v")}
+OWN = {
+    "mrs": (make_process("mean_reverting"), "epsilon"), "meanflow": (FLOW, "average_velocity"), "gl_lcm": (BETAS, "epsilon"),
+    "ddgan": (make_process("vp_betas", schedule="ddgan", steps=4), "sample"), "prodiff": (make_process("vp_betas", schedule="prodiff", steps=5), "sample"),
+}  # fmt: skip
+REFUSALS = {
+    "mrs": "needs the process 'mean_reverting'",
+    "meanflow": "needs the process 'flow' and the prediction 'average_velocity'",
+    "prodiff": "steps through a table of betas",
+    "gl_lcm": "needs a network of epsilon",
+}
+PURE_NOISE_START = "start the grid just below it, or use a solver in data form"
+
+
+def run(program, dtype=np.float64):
+    """The sample, and how often the network ran (a batch of k branches k times)."""
+    rows = 2
+    calls = []
+
+    def net(x, **others):
+        calls.append(len(x) // rows)
+        return 0.1 * x[:, :3] + 0.01 * float(np.mean([np.mean(v) for v in others.values()]))
+
+    inputs = {i.name: np.random.default_rng(1).standard_normal((rows, 3, 2)) for i in program.inputs}
+    return interpret(program, {"denoiser": net}, inputs, dtype=dtype)["sample"], sum(calls)
+
+
 @pytest.mark.parametrize("solver", sorted(SOLVERS))
-@pytest.mark.parametrize(("process", "prediction"), [(VP, "epsilon"), (EDM, "sample"), (FLOW, "flow"), (make_process("vp_betas"), "v")])
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_every_solver_builds_and_runs_with_its_defaults_from_one_step_on(solver, process, prediction, steps):
-    program = build_program(solver, process, prediction, steps)
-    assert dict(program.nfe) == {"denoiser": steps}
+@pytest.mark.parametrize("case", [*CASES, "own"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_every_solver_works_from_one_step_on_or_is_refused_with_the_reason(solver, case, steps):
+    process, prediction = OWN.get(solver, (BETAS, "epsilon")) if case == "own" else CASES[case]
+    if case != "own" and solver in REFUSALS and (solver, case) not in (("prodiff", "table"), ("gl_lcm", "vp")):
+        with pytest.raises(ProgramError, match=REFUSALS[solver]):
+            build_program(solver, process, prediction, steps)
+        return
+    try:
+        program = build_program(solver, process, prediction, steps)
+    except ProgramError as e:
+        assert process is FLOW and PURE_NOISE_START in str(e)  # flows start at alpha = 0, where the noise form has no step
+        program = build_program(solver, process, prediction, steps, t_start=0.99)
     assert len(program.steps) == steps
-    out = interpret(program, {"denoiser": lambda x, t: 0.1 * x}, {"x_T": X_T}, dtype=np.float64)["sample"]
-    assert np.isfinite(out).all()
+    sample, evaluations = run(program)
+    assert np.isfinite(sample).all() and sample.shape == (2, 3, 2)
+    assert dict(program.nfe) == {"denoiser": evaluations}
+
+
+@pytest.mark.parametrize("solver", ["unipc", "dpmpp_2m", "dpmpp_3m", "sa_solver", "dpmpp_sde", "deis", "dpm_solver", "ddim"])
+def test_a_zero_terminal_snr_start_works_in_data_form_and_is_refused_in_noise_form(solver):
+    process = make_process("vp_betas", terminal=0.0)
+    assert float(process.alpha(999.0)) == 0.0
+    if solver in ("deis", "dpm_solver"):
+        with pytest.raises(ProgramError, match=PURE_NOISE_START):
+            build_program(solver, process, "v", 6, grid="trailing")
+    else:
+        sample, _ = run(build_program(solver, process, "v", 6, grid="trailing"))
+        assert np.isfinite(sample).all()
+    with pytest.raises(ProgramError, match="says nothing about the data at alpha = 0|start the grid just below it"):
+        build_program(solver, process, "epsilon", 6, grid="trailing")
+
+
+@pytest.mark.parametrize(("solver", "options"), [("dpm_solver", {"order": 2}), ("deis", {"variable": "log_rho"}), ("dpmpp_2s", {}), ("dpmpp_3s", {}),
+                                                 ("unipc", {"order": 3}), ("dpmpp_3m", {}), ("heun", {}), ("kdpm2", {}), ("lms", {})])  # fmt: skip
+def test_an_end_at_sigma_zero_lowers_the_order_of_the_last_step(solver, options):
+    sample, _ = run(build_program(solver, BETAS, "epsilon", 5, t_end=-1.0, **options))
+    assert np.isfinite(sample).all()
+
+
+def test_noise_form_sde_is_refused_at_sigma_zero():
+    with pytest.raises(ProgramError, match="cannot end at sigma = 0; set t_end above it, or use the data form"):
+        build_program("dpmpp_sde", BETAS, "epsilon", 4, form="noise")
+
+
+@pytest.mark.parametrize(
+    ("solver", "options", "message"),
+    [
+        ("deis", dict(order=4), "order from 0 to 3, found 4"),
+        ("deis", dict(variable="x"), "no variable 'x'"),
+        ("deis_rk", dict(tableau="5rk"), "no tableau '5rk'"),
+        ("lms", dict(order=0), "order from 1 to 4"),
+        ("ipndm", dict(order=5), "order from 1 to 4"),
+        ("dpm_solver", dict(order=4), "order"),
+        ("dpm_solver", dict(method="adaptive"), "method"),
+        ("dpmpp_2m", dict(variant="taylor"), "variant"),
+        ("dpmpp_3m", dict(d2="half"), "d2"),
+        ("dpmpp_2s", dict(method="multistep"), "method"),
+        ("dpmpp_sde", dict(order=4), "order 4"),
+        ("dpmpp_sde", dict(form="noise", eta=0.5, t_end=0.0), "is not a method"),
+        ("unipc", dict(order=4), "order from 1 to 3"),
+        ("unipc", dict(variant="bh3"), "no variant 'bh3'"),
+        ("sa_solver", dict(predictor_order=0), "predictor_order from 1 to 4"),
+        ("sa_solver", dict(corrector_order=5), "corrector_order from 0 to 4"),
+        ("ddpm", dict(variance="learned"), "no variance 'learned'"),
+        ("tcd", dict(gamma=1.5), "gamma from 0 to 1"),
+        ("lcm", dict(timestep_scaling=0.0), "timestep_scaling > 0"),
+        ("ddgan", dict(latent=0), "latent size >= 1"),
+        ("dualfast", dict(base="heun"), "no base 'heun'"),
+        ("dualfast", dict(where="nowhere"), "no place"),
+        ("dualfast", dict(c=[0.1]), "4 values of c and tau"),
+        ("dualfast", dict(tau=[0, 0]), "4 values of c and tau"),
+        ("ddim", dict(eta=float("nan")), "eta is nan"),
+        ("dpmpp_2m", dict(lower_order_final="no"), "true or false"),
+        ("pndm", dict(runge_kutta=1), "true or false"),
+        ("lms", dict(steps=1001, grid="leading"), "1001 steps do not fit a table of 1000"),
+        ("lcm", dict(steps=60), "steps <= original_steps"),
+        ("meanflow", {}, "needs the process 'flow'"),
+        ("heun", dict(clip=1.0, threshold=2.0), "threshold quantile"),
+        ("dpmpp_2m", dict(grid="karras", grid_options={"power": 0}), "power > 0"),
+        ("dpmpp_2m", dict(grid="karras", grid_options={"rho": 7}), "grid 'karras' has no option 'rho'"),
+        ("dpmpp_2m", dict(grid=[999.0, 500.0, 250.0, 100.0, -1.0], grid_options={"power": 2}), "has its own ends"),
+        ("dpmpp_2m", dict(grid="shifted"), "is for flows"),
+        ("dpmpp_2m", dict(prediction="average_velocity"), "only solver 'meanflow' reads it"),
+    ],
+)
+def test_options_that_make_no_method_are_refused(solver, options, message):
+    arguments = dict(solver=solver, process=BETAS, prediction="epsilon", steps=4) | options
+    with pytest.raises(ProgramError, match=message):
+        build_program(**arguments)
+
+
+@pytest.mark.parametrize("solver", ["meanflow", "mrs", "gl_lcm"])
+def test_clip_is_refused_where_there_is_no_estimate_to_clip(solver):
+    process, prediction = OWN[solver]
+    with pytest.raises(ProgramError, match="clip"):
+        build_program(solver, process, prediction, 4, clip=1.0)
+
+
+def test_class_names_of_diffusers_and_short_names_mean_the_same_solver():
+    for name in ("euler_a", "euler_ancestral", "EulerAncestralDiscreteScheduler"):
+        assert build_program(name, BETAS, "epsilon", 4) == build_program("euler_a", BETAS, "epsilon", 4)
+    with pytest.raises(ProgramError, match="did you mean .*UniPCMultistepScheduler.*Known"):
+        build_program("UniPCScheduler", BETAS, "epsilon", 4)
 
 
 def test_unknown_solver_lists_the_nearest():

@@ -104,11 +104,7 @@ ONE_STEP = [
     Case("heun", 2),
     Case("kdpm2", 2),
     *(Case("deis_rk", {"euler": 1, "2heun": 2, "4rk": 4}.get(name, 3), dict(tableau=name)) for name in TABLEAUS),
-    *(
-        Case("dpm_solver", order, dict(order=order, method="singlestep", variant=variant))
-        for order in (1, 2, 3)
-        for variant in ("midpoint", "heun")
-    ),
+    *(Case("dpm_solver", order, dict(order=order, method="singlestep", variant=variant)) for order in (1, 2, 3) for variant in ("midpoint", "heun")),
     *(Case("dpmpp_2s", 2, dict(variant=variant)) for variant in ("midpoint", "heun")),
     *(Case("dpmpp_3s", 3, dict(variant=variant)) for variant in ("midpoint", "heun")),
 ]
@@ -263,11 +259,7 @@ STOCHASTIC = [
     Case("euler_a", 1, {}, "edm", prediction="edm"),
     Case("dpmpp_sde", 2, dict(variant="heun"), "flow", prediction="flow", finest=512),
     Case("dpmpp_sde", 2, dict(variant="heun"), "edm", prediction="sample", finest=512),
-    *(
-        Case("mrs", order, dict(form=form, order=order, sde=True), "mean_reverting_middle")
-        for form in ("data", "noise")
-        for order in (1, 2)
-    ),
+    *(Case("mrs", order, dict(form=form, order=order, sde=True), "mean_reverting_middle") for form in ("data", "noise") for order in (1, 2)),
 ]
 
 

@@ -36,6 +36,21 @@ def with_draw(program, which, draw):
     return replace(program, instructions=(*program.instructions[:k], replace(program.instructions[k], draw=draw), *program.instructions[k + 1 :]))
 
 
+@pytest.mark.parametrize(
+    ("solver", "options"),
+    [("ddpm", {}), ("dpmpp_sde", dict(method="singlestep")), ("sa_solver", dict(tau=1.0, **ALL)), ("unipc", dict(order=3)), ("heun", {})],
+)
+@pytest.mark.parametrize("prediction", ["epsilon", "edm"])
+def test_the_algebra_of_registers_agrees_with_the_interpreter_draw_by_draw(solver, options, prediction):
+    program = build_program(solver, VP, prediction, 6, t_end=0.01, **options)
+    networks = gaussian_network(VP, prediction)
+    out = affine_outputs(program, networks)["sample"]
+    x = np.linspace(-2.0, 2.0, 7)
+    found = interpret(program, networks, {"x_T": x}, seed=11, dtype=np.float64)["sample"]
+    fresh = sum((c * normals(11, k, x.shape).astype(np.float64) for k, c in enumerate(out[2:], 1)), np.zeros(7))
+    np.testing.assert_allclose(found, out[0] + out[1] * x + fresh, rtol=0, atol=1e-12)
+
+
 # DDPM and its equals
 
 
