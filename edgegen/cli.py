@@ -201,13 +201,19 @@ def run(
     output: Annotated[Path, typer.Option("-o", "--output", help="out.png (images) or out.npy.")] = Path("out.npy"),
     columns: Annotated[int | None, typer.Option("--columns", min=1, help="Columns of the picture grid.")] = None,
     variant: VariantOption = None,
+    rollout: Annotated[
+        str | None, typer.Option("--rollout", help="Run a policy in its world: a family of export/ with a simulator.py, or a path of one.")
+    ] = None,
     threads: ThreadsOption = 0,
     json_output: JsonOption = False,
 ) -> None:
-    """Generate samples from a bundle."""
+    """Generate samples from a bundle; or, with --rollout, run a policy in its world and draw its paths."""
     from edgegen.images import save_samples
     from edgegen.workspace import check_writable
 
+    if rollout is not None:
+        _roll_out(file, rollout, seed, steps, program, batch, output, variant, threads, json_output)
+        return
     conditions = _conditions(settings)
     check_writable(output)
     with edgegen.load(file, variant=variant, threads=threads) as session, _bars() as bar:
@@ -225,6 +231,38 @@ def run(
         return
     nfe = ", ".join(f"{name} x {n}" for name, n in report.nfe.items())
     _stderr.print(f"{report.program} on {report.variant}: {nfe} evaluations, {figures['milliseconds']:.1f} ms", highlight=False)
+    print(output)
+
+
+def _roll_out(
+    file: Path, world: str, seed: int, steps: int | None, program: str | None, episodes: int, output: Path, variant: str | None, threads: int,
+    json_output: bool,
+) -> None:  # fmt: skip
+    """--batch episodes of a policy in a world, the rate of success, and a picture."""
+    from edgegen.images import save_picture
+    from edgegen.rollout import load_world
+    from edgegen.workspace import check_writable
+
+    evaluate = load_world(world)
+    check_writable(output)
+    with edgegen.load(file, variant=variant, threads=threads) as session:
+        nfe = 0
+
+        def act(seed: int, **conditions: Any) -> Any:
+            nonlocal nfe
+            rows = len(next(iter(conditions.values())))
+            actions = session.generate(seed, steps, rows, program=program, **conditions)
+            nfe = sum(session.report.nfe.values())
+            return actions
+
+        success, picture = evaluate(act, episodes, seed)
+        name = session.report.program
+    save_picture(output, picture)
+    rate = float(np.mean(success))
+    if json_output:
+        _print_json({"program": name, "nfe": nfe, "episodes": episodes, "success": rate, "output": str(output)})
+        return
+    _stderr.print(f"{name}: {rate:.1%} of {episodes} episodes succeed, {nfe} evaluations per decision", highlight=False)
     print(output)
 
 

@@ -16,7 +16,7 @@ from edgegen.errors import RuntimeFault, Status
 from edgegen.spec import SampleSpec
 from edgegen.workspace import write_atomically
 
-__all__ = ["png_bytes", "save_samples"]
+__all__ = ["png_bytes", "save_picture", "save_samples"]
 
 _COLOUR_TYPE = {1: 0, 3: 2}
 
@@ -40,6 +40,15 @@ def png_bytes(samples: npt.NDArray[Any], low: float, high: float, *, columns: in
     header = struct.pack(">IIBBBBB", picture.shape[1], picture.shape[0], 8, _COLOUR_TYPE[channels], 0, 0, 0)
     body = _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(lines.tobytes(), 9)) + _chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+def save_picture(path: Path, picture: npt.NDArray[np.uint8]) -> None:
+    """Write uint8[H, W, 3] to `path` (.png) atomically."""
+    if path.suffix != ".png":
+        raise RuntimeFault(f"{path}: a picture is written as .png; give such a name with -o", Status.BAD_ARGUMENT)
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise RuntimeFault(f"expected a picture uint8[H, W, 3], found {picture.dtype.name}{list(picture.shape)}", Status.BAD_SHAPE)
+    write_atomically(path, png_bytes(picture.transpose(2, 0, 1)[np.newaxis], 0.0, 255.0))
 
 
 def save_samples(path: Path, samples: npt.NDArray[Any], spec: SampleSpec, *, columns: int | None = None) -> None:

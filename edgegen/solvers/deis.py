@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 
 from edgegen.diffusion import Process
 from edgegen.errors import ProgramError, Status, nearest
@@ -118,21 +120,24 @@ def _adams_bashforth(
     return p.finish()
 
 
-_QUADRATURE = 64
+@cache
+def _quadrature() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Gauss-Legendre points and weights on [0, 1], 64 of them."""
+    points, weights = np.polynomial.legendre.leggauss(64)
+    return 0.5 * (points + 1.0), 0.5 * weights
 
 
 def _in_time(process: Process, nodes: Sequence[Node], t: Node) -> list[float]:
     """alpha_t times the integral of l_j(tau) d rho(tau), by parts: [l_j rho] - integral of l_j' rho, Gauss-Legendre with 64 points."""
     s = nodes[0]
     span = t.time - s.time
-    points, weights = np.polynomial.legendre.leggauss(_QUADRATURE)
-    theta = 0.5 * (points + 1.0)
+    theta, weights = _quadrature()
     times = s.time + span * theta
     rho = process.sigma(times) / process.alpha(times)
     out = []
     for row in lagrange([(n.time - s.time) / span for n in nodes]):
         slope = sum(k * c * theta ** (k - 1) for k, c in enumerate(row) if k > 0)
-        out.append(t.alpha * (math.fsum(row) * t.rho - row[0] * s.rho - math.fsum(0.5 * weights * slope * rho)))
+        out.append(t.alpha * (math.fsum(row) * t.rho - row[0] * s.rho - math.fsum(weights * slope * rho)))
     return out
 
 

@@ -224,7 +224,7 @@ def test_unip_2_with_bh2_is_dpmpp_2m_midpoint(place):
 @pytest.mark.parametrize("place", PLACES)
 def test_unip_3_is_exact_multistep_3_after_its_own_second_step(place, variant, form):
     """B(h) cancels from the third step on; the second step of bh2 is the midpoint one."""
-    process, prediction, first, last = PLACES[place]
+    process, _prediction, first, last = PLACES[place]
     unip = build_program(
         "unipc", process, "sample" if form == "data" else "epsilon", STEPS, grid="lambda", t_start=first, t_end=last, order=3, variant=variant,
         form=form, corrector=False, lower_order_final=False,

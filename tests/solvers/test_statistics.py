@@ -159,7 +159,7 @@ def test_lcm_visits_the_times_of_the_specification():
 def test_lcm_boundary_scaling_is_that_of_the_specification(time, c_skip):
     program = build_program("lcm", BETAS, "sample", 1, grid=[time, -1.0])
     (last,) = [i for i in program.instructions if isinstance(i, Lincomb)]
-    on_x = dict((name, c) for c, name in last.terms)["x_T"]
+    on_x = {name: c for c, name in last.terms}["x_T"]
     assert abs(on_x - c_skip) < 0.05 * 10.0 ** math.floor(math.log10(c_skip))
 
 
