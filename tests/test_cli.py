@@ -215,3 +215,71 @@ def test_version():
     import edgegen as package
 
     assert edgegen("--version")[0].strip() == f"edgegen {package.__version__}"
+
+
+def test_solvers_lists_every_solver_with_its_source():
+    out, _ = edgegen("solvers", env={"COLUMNS": "100"})
+    for fact in ("dpmpp_2m", "2211.01095", "NFE/step", "gl_lcm", "k-diffusion"):
+        assert fact in out
+    rows = {row["name"]: row for row in json.loads(edgegen("solvers", "--json")[0])}
+    expected = {"ddim": (1, 0, False), "heun": (2, 0, False), "dpmpp_2m": (1, 1, False), "dpmpp_3m": (1, 2, False), "deis": (1, 3, False),
+                "euler_a": (1, 0, True), "gl_lcm": (2, None, True), "dpmpp_3s": (3, 0, False)}  # fmt: skip
+    for name, (nfe, history, stochastic) in expected.items():
+        assert rows[name]["nfe_per_step"] == nfe and rows[name]["stochastic"] is stochastic
+        assert history is None or rows[name]["history"] == history, name
+
+
+def test_solvers_for_a_bundle_says_which_fit_and_why_others_do_not(built):
+    out, _ = edgegen("solvers", "--for", "t.edgegen", cwd=built, env={"COLUMNS": "200"})
+    assert "needs the process 'mean_reverting', found VPLinear" in out
+    rows = {row["name"]: row["why_not"] for row in json.loads(edgegen("solvers", "--for", "t.edgegen", "--json", cwd=built)[0])}
+    assert rows["dpmpp_2m"] == "" and "average_velocity" in rows["meanflow"]
+
+
+def test_solvers_compare_draws_a_picture_and_more_steps_come_nearer(built):
+    arguments = ["solvers", "--compare", "t.edgegen", "-o", "c.png", "--samples", "4"]
+    out, _ = edgegen(*arguments, "--solvers", "ddim,dpmpp_2m,heun", "--nfe", "4,8,32", cwd=built)
+    assert out.splitlines()[-1] == "c.png"
+    assert min(Image.open(built / "c.png").size) > 400
+    found = json.loads(edgegen(*arguments, "--solvers", "ddim,dpmpp_2m,heun", "--nfe", "4,8,32", "--json", cwd=built)[0])
+    for solver in ("ddim", "dpmpp_2m", "heun"):
+        errors = [c["error"] for c in sorted((c for c in found if c["solver"] == solver), key=lambda c: c["nfe"])]
+        assert errors[-1] < errors[0] and len(errors) == 3
+    assert {c["nfe"] for c in found if c["solver"] == "ddim"} == {8, 16, 64}  # guidance doubles each
+
+
+def test_search_writes_the_winner_into_the_recipe_and_the_recipe_builds(built, tmp_path):
+    write_tiny(tmp_path)
+    arguments = ["search", built / "t.edgegen", "--steps", "3..5", "--solvers", "ddim,dpmpp_2m", "--samples", "4", "--refine", "6"]
+    out, err = edgegen(*arguments, "--write", "recipe.toml", "--within", "0.5", cwd=tmp_path)
+    assert out.splitlines()[-1] == "recipe.toml" and "winner:" in err
+    text = (tmp_path / "recipe.toml").read_text()
+    assert text.count("[[programs]]") == 3 and "edgegen search:" in text and "guidance = 1.5" in text
+    _, err = edgegen("build", "recipe.toml", "--dry-run", cwd=tmp_path)
+    assert err.count("program ") == 4
+    edgegen(*arguments, "--write", "recipe.toml", "--within", "0.5", cwd=tmp_path, code=2)  # it has that program already
+
+
+def test_search_can_follow_a_quality_function_of_the_users(built, tmp_path):
+    (tmp_path / "q.py").write_text(
+        "def score(samples, conditions):\n    assert conditions['label'].shape == (4,)\n    return -float(abs(samples).mean())\n"
+    )
+    arguments = ["search", built / "t.edgegen", "--steps", "2,4", "--solvers", "ddim,dpmpp_2m", "--samples", "4", "--refine", "0", "--json"]
+    found = json.loads(edgegen(*arguments, "--quality", "q.py:score", cwd=tmp_path)[0])
+    assert all(c["quality"] < 0 for c in found["best"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["search", "t.edgegen", "--steps", "9..3"], 2, "expected whole numbers >= 1"),
+        (["search", "t.edgegen", "--solvers", "dpmp_2m"], 2, "did you mean 'dpmpp_2m'"),
+        (["search", "t.edgegen", "--solvers", "euler_a", "--steps", "4"], 2, "draws noise: it has no solution to be near to"),
+        (["search", "t.edgegen", "--quality", "none.py:f"], 2, "expected file.py:function"),
+        (["solvers", "--compare", "t.edgegen", "-o", "absent/c.png"], 1, "absent"),
+        (["run", "t.edgegen", "--rollout", "nowhere"], 2, "no world 'nowhere'"),
+    ],
+)
+def test_solver_commands_refuse_with_one_clear_line(built, arguments, code, message):
+    _, err = edgegen(*arguments, cwd=built, code=code)
+    assert message in " ".join(err.split()) and "Traceback" not in err

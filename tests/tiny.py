@@ -96,3 +96,48 @@ def write_tiny(folder: Path) -> Path:
     onnx.save(tiny_model(), folder / "tiny.onnx")
     (folder / "recipe.toml").write_text(RECIPE)
     return folder / "recipe.toml"
+
+
+def mixing_model(inputs: dict[str, tuple[str, list[int]]], output: list[int]) -> onnx.ModelProto:
+    """prediction = 0.5 x[:, :C] + 0.01 * (the mean of each further input), without the batch in the shapes; of more output channels
+    the rest are 7. inputs: name -> (dtype, shape); the first is x, of at least C = output[0] channels if it is the network's state.
+    """
+    element = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
+    (state, (_, wide)), *others = inputs.items()
+    channels = min(output[0], wide[0])
+    axes = list(range(1, len(wide) + 1))
+
+    def ints(name, values):
+        return numpy_helper.from_array(np.array(values, np.int64), name)
+
+    initializers = [ints("zero", [0]), ints("stop", [channels]), ints("one", [1]), numpy_helper.from_array(np.float32(0.5), "half")]
+    initializers += [numpy_helper.from_array(np.float32(0.01), "small")]
+    nodes = [helper.make_node("Slice", [state, "zero", "stop", "one"], ["cut"]), helper.make_node("Mul", ["cut", "half"], ["sum0"])]
+    total = "sum0"
+    for k, (name, (dtype, shape)) in enumerate(others, 1):
+        value = name
+        if dtype != "float32":
+            nodes.append(helper.make_node("Cast", [value], [value := f"{name}.float"], to=TensorProto.FLOAT))
+        if shape:
+            initializers.append(ints(f"axes{k}", list(range(1, len(shape) + 1))))
+            nodes.append(helper.make_node("ReduceMean", [value, f"axes{k}"], [value := f"{name}.mean"], keepdims=0))
+        initializers.append(ints(f"spread{k}", axes))
+        nodes += [
+            helper.make_node("Unsqueeze", [value, f"spread{k}"], [f"{name}.wide"]),
+            helper.make_node("Mul", [f"{name}.wide", "small"], [f"{name}.small"]),
+            helper.make_node("Add", [total, f"{name}.small"], [total := f"sum{k}"]),
+        ]
+    if output[0] > channels:
+        initializers.append(numpy_helper.from_array(np.float32(7.0), "seven"))
+        initializers.append(numpy_helper.from_array(np.float32(0.0), "nothing"))
+        nodes += [
+            helper.make_node("Mul", [total, "nothing"], ["none"]),
+            helper.make_node("Add", ["none", "seven"], ["sevens"]),
+            helper.make_node("Concat", [total, "sevens"], ["prediction"], axis=1),
+        ]
+    else:
+        nodes.append(helper.make_node("Identity", [total], ["prediction"]))
+    declared = [helper.make_tensor_value_info(name, element[dtype], ["batch", *shape]) for name, (dtype, shape) in inputs.items()]
+    outputs = [helper.make_tensor_value_info("prediction", TensorProto.FLOAT, ["batch", *output])]
+    graph = helper.make_graph(nodes, "mixing", declared, outputs, initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)

@@ -57,14 +57,10 @@ class ReachPolicy(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, goal: Tensor) -> Tensor:
         noisy, position, previous = x[:, :HORIZON].flatten(1), x[:, HORIZON], x[:, HORIZON + 1]
+        waves = torch.cat([(math.pi * 2**k) * value for value in (position, goal) for k in range(self.octaves)], dim=1)
         time = t[:, None]
-        parts = [noisy, previous, goal - position, time]
-        for value in (position, goal):
-            parts.append(value)
-            for k in range(self.octaves):
-                parts += [(value * (math.pi * 2**k)).sin(), (value * (math.pi * 2**k)).cos()]
-        for k in range(self.time_octaves):
-            parts += [(time * 2**k).sin(), (time * 2**k).cos()]
+        times = torch.cat([2**k * time for k in range(self.time_octaves)], dim=1)
+        parts = [noisy, previous, position, goal, goal - position, waves.sin(), waves.cos(), time, times.sin(), times.cos()]
         h = self.enter(torch.cat(parts, dim=1))
         for block in self.blocks:
             h = block(h)

@@ -20,7 +20,7 @@ Policy = Callable[[Floats, Floats, int], Floats]
 
 OBSTACLES: Floats = np.array([(-0.8, -0.42), (0.0, -0.42), (0.8, -0.42), (-0.4, 0.0), (0.4, 0.0), (-0.8, 0.42), (0.0, 0.42), (0.8, 0.42)], np.float32)
 """Centres of the obstacles, in a world that is [-1, 1] x [-1, 1]."""
-RADIUS = 0.18
+RADIUS = 0.165
 """Radius of every obstacle, in world units."""
 ACTION_SCALE = 0.089
 """World units that one unit of action moves the robot; it gives the demonstrations' actions a standard deviation of 0.5."""
@@ -39,7 +39,7 @@ _ROWS = np.array([-0.42, 0.0, 0.42])
 _GATES = np.array(list(itertools.product((-0.4, 0.4), (-0.8, 0.0, 0.8), (-0.4, 0.4))))  # x of the gap taken in each row, one line per passage
 _CRUISE = 0.07  # the expert's step
 _TURN = 0.1  # what a turn costs it, and how little costs matter to it; both in world units
-_TEMPERATURE = 0.3
+_TEMPERATURE = 0.45
 
 
 def episodes(count: int, seed: int) -> tuple[Floats, Floats]:
@@ -126,7 +126,7 @@ def _plans(state: NDArray[np.float64], goal: NDArray[np.float64], rng: np.random
     ahead = points[np.arange(n), :, 1 + passed] - position[:, None]
     lengths = np.linalg.norm(ahead, axis=-1) * np.linalg.norm(previous, axis=-1)[:, None]
     cost += _TURN * (1.0 - (ahead @ previous[:, :, None])[..., 0] / np.maximum(lengths, 1e-9))
-    cost += 10.0 * (_clearance(position.repeat(passages, 0), ahead.reshape(-1, 2)).reshape(n, passages) < RADIUS + 0.02)
+    cost += 10.0 * (_clearance(position.repeat(passages, 0), ahead.reshape(-1, 2)).reshape(n, passages) < RADIUS + 0.035)
     plan = points[np.arange(n), (rng.gumbel(size=(n, passages)) - cost / _TEMPERATURE).argmax(1), 1:]
     plan[:, :3] += rng.normal(0.0, 0.015, (n, 3, 2))
     return plan
@@ -140,7 +140,7 @@ def _expert(position: NDArray[np.float64], previous: NDArray[np.float64], plan: 
     wanted = to / np.maximum(distance, 1e-9) * np.minimum(_CRUISE, np.where(passed[:, None] == 3, 0.5 * distance, _CRUISE))
     away = position[:, None] - OBSTACLES
     gap = np.linalg.norm(away, axis=-1, keepdims=True)
-    push = away / np.maximum(gap, 1e-9) * np.maximum(0.0, RADIUS + 0.06 - gap)
+    push = away / np.maximum(gap, 1e-9) * np.maximum(0.0, RADIUS + 0.075 - gap)
     return np.asarray(0.3 * previous + 0.7 * (wanted + push.sum(1)) / ACTION_SCALE)
 
 

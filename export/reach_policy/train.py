@@ -1,6 +1,6 @@
 """Train the `reach_policy` network on demonstrations from its simulator, and save its averaged weights.
 
-    python export/reach_policy/train.py --minutes 11 --out export/reach_policy/weights.safetensors
+    python export/reach_policy/train.py --minutes 10 --out export/reach_policy/weights.safetensors
     python export/reach_policy/train.py --minutes 5 --regression --state /tmp/edgegen-reach-regression.pt
     python export/reach_policy/train.py --evaluate export/reach_policy/weights.safetensors
 
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--evaluate", type=Path, metavar="WEIGHTS", help="train nothing, report these weights")
     parser.add_argument("--regression", action="store_true", help="train and report a plain regression policy instead")
     parser.add_argument("--state", type=Path, default=Path("/tmp/edgegen-reach-state.pt"))
-    parser.add_argument("--minutes", type=float, default=11.0)
+    parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--episodes", type=int, default=1_000, help="held-out episodes of the report")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
