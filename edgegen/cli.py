@@ -390,7 +390,8 @@ def solvers(
     if reasons:
         table = Table("solver", "fits", "why not")
         for r in rows:
-            table.add_row(r.name, "no" if reasons[r.name] else "yes", reasons[r.name])
+            reason = reasons[r.name] or ("" if r.order else "made for networks that were trained for it")
+            table.add_row(r.name, "no" if reasons[r.name] else "yes" if r.order else "perhaps", reason)
     else:
         table = Table("solver", "order", "NFE/step", "history", "noise", "grid", "source", box=None, pad_edge=False)
         for r in rows:

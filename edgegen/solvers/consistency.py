@@ -56,9 +56,9 @@ def tcd(process: Process, prediction: Prediction, grid: Grid, *, gamma: float = 
         if t.sigma == 0.0:
             p.advance(x0, t)
             continue
-        between = (1.0 - gamma) * t.time
-        middle = p.node(math.floor(between) if isinstance(process, VPBetas) else between)
         noisy = gamma > 0.0 and i < p.steps - 1
+        between = (1.0 - gamma) * t.time
+        middle = p.node(math.floor(between) if isinstance(process, VPBetas) else between) if noisy else t
         ratio = t.alpha / middle.alpha if noisy else 1.0
         terms = [(ratio * middle.alpha, x0), *((ratio * middle.sigma * c, name) for c, name in p.noise_terms(s, output))]
         spread = math.sqrt(max(t.sigma**2 - (ratio * middle.sigma) ** 2, 0.0))

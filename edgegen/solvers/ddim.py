@@ -23,7 +23,8 @@ def ddim(process: Process, prediction: Prediction, grid: Grid, *, eta: float = 0
         q = -math.expm1(2.0 * (s.lam - t.lam)) if t.sigma > 0 else 1.0
         c_noise, c_fresh = t.sigma * math.sqrt(1.0 - eta**2 * q), eta * t.sigma * math.sqrt(q)
         output = p.network(s)
-        if prediction.mix is not None:
+        p.remember(s, p.x, output)
+        if p.mixes:
             noise = p.lead(p.estimate(NOISE, s, output=output))
             x0 = p.limit(p.combine([(1.0 / away(s).alpha, p.x), (-s.sigma / s.alpha, noise)]))
             terms = [(t.alpha, x0), (c_noise, noise)]

@@ -381,6 +381,8 @@ def _unipc(c: _Config) -> Scheduler:
         raise c.refused("predict_x0", "the noise form needs final_sigmas_type = 'sigma_min'")
     if clean and order > 1 and not lower:
         raise c.refused("lower_order_final", "a last step of order > 1 needs final_sigmas_type = 'sigma_min'")
+    if clean and variant == "bh1":
+        raise c.refused("solver_type", "B(h) = h is infinite at sigma = 0, where diffusers returns NaN; it needs final_sigmas_type = 'sigma_min'")
     if form == "noise" and c.values["use_flow_sigmas"]:
         raise c.refused("use_flow_sigmas", "with predict_x0 on only")
     options = {"order": order, "variant": variant, "form": form, "lower_order_final": lower}

@@ -209,25 +209,29 @@ class Lowering:
         else:
             made = self.combine(self.noise_terms(node, output, x))
         self._origin[made] = (form, node, x, output)
-        if self.prediction.mix is not None:
-            if len(self._leads) == self.done:
-                self._leads.append((node, x, output))
-            if self.prediction.mix.everywhere:
-                made = self._mixed(made)
-        return made
+        self.remember(node, x, output)
+        return self._mixed(made) if self.prediction.mix is not None and self.prediction.mix.everywhere else made
+
+    def remember(self, node: Node, x: str, output: str) -> None:
+        """Keep the first evaluation of the current step for DualFast's later mixes."""
+        if self.prediction.mix is not None and len(self._leads) == self.done:
+            self._leads.append((node, x, output))
+
+    @property
+    def mixes(self) -> bool:
+        """Whether DualFast changes the noise estimate of the current step."""
+        mix = self.prediction.mix
+        return mix is not None and mix.c[self.done] != 0.0 and mix.tau[self.done] != self.done
 
     def lead(self, estimate: str) -> str:
         """The estimate as the first-order term of a step uses it: itself, unless DualFast mixes it there."""
-        mix = self.prediction.mix
-        return estimate if mix is None or mix.everywhere else self._mixed(estimate)
+        return estimate if self.prediction.mix is None or self.prediction.mix.everywhere else self._mixed(estimate)
 
     def _mixed(self, estimate: str) -> str:
         mix = self.prediction.mix
-        assert mix is not None
-        step = self.done
-        c, tau = mix.c[step], mix.tau[step]
-        if c == 0.0 or tau == step:
+        if mix is None or not self.mixes:
             return estimate
+        c, tau = mix.c[self.done], mix.tau[self.done]
         form, node, x, output = self._origin[estimate]
         noise = [((1.0 + c) * k, name) for k, name in self.noise_terms(node, output, x)]
         then_node, then_x, then_output = self._leads[tau]

@@ -61,6 +61,24 @@ def test_without_guidance_or_with_the_wrong_label_the_classifier_disagrees(digit
     assert (read(samples) == np.tile(np.arange(10), 20)).mean() < 0.3
 
 
+def test_digits_are_generated_by_every_solver_that_fits_their_process(digits):
+    """About 20 guided evaluations each, in float32 and through one network: the classifier reads every class."""
+    from edgegen.search import Subject
+    from edgegen.solvers import SOLVERS
+    from edgegen.solvers.table import why_not
+
+    with Subject(open_bundle(digits), samples=20, threads=1) as subject:
+        subject.conditions["label"] = np.tile(np.arange(10), 2)
+        reasons = why_not(subject.process, subject.recipe.model.prediction, 20)
+        assert {name for name, reason in reasons.items() if reason} == {"mrs", "meanflow"}
+        # made for other networks: a conditional generator with latent noise, two conditioned paths, five betas
+        others = {"gl_lcm", "prodiff", "ddgan"}
+        for name in set(SOLVERS) - {"mrs", "meanflow"} - others:
+            per_step = subject.program(name, 4).nfe["denoiser"] // 4
+            samples = subject.run(subject.program(name, 40 // max(per_step, 2)))
+            assert (read(samples) == subject.conditions["label"]).mean() >= 0.95, name
+
+
 def test_golden_vectors_hold_and_the_report_names_each_verdict(digits):
     for variant in ("float32", "int8"):
         with edgegen.load(digits, variant=variant, threads=1) as session:

@@ -35,7 +35,7 @@ from edgegen.solvers.diffusers_config import CLASSES, read_scheduler
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # diffusers deprecates its noise-form algorithms
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # torch's, under np.array(tensor)
+    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),  # torch's, where diffusers makes numpy arrays of tensors
 ]
 
 SHAPE = (2, 3, 4)
@@ -157,17 +157,23 @@ def reference(case: Case, scheduler: Any, draws: list[list[np.ndarray]], patch: 
     module = sys.modules[type(scheduler).__module__]
     if case.name == "DPMSolverSDEScheduler":
         scheduler.noise_sampler = BrownianIncrements([[torch.from_numpy(d).to(dtype) for d in pair] for pair in draws])
-    elif hasattr(module, "randn_tensor"):
-        one_a_step = iter([torch.from_numpy((d or [UNUSED])[0]).to(dtype) for d in draws])
-        patch.setattr(module, "randn_tensor", lambda *args, **kwargs: next(one_a_step))
+    else:
+        assert all(len(d) <= 1 for d in draws)
+        one_a_step = iter(draws)
+
+        def drawn(*args: Any, **kwargs: Any) -> Any:
+            return torch.from_numpy((next(one_a_step) or [UNUSED])[0]).to(dtype)
+
+        patch.setattr(module, "randn_tensor", drawn, raising=False)
     x = torch.from_numpy(case.start).to(dtype)
     if case.name in RHO:
         x = x * (scheduler.sigmas[0] ** 2 + 1) ** 0.5
-    calls = []
+    calls: list[tuple[np.ndarray, float]] = []
     for t in scheduler.timesteps:
         seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         calls.append((seen.double().numpy().copy(), float(t)))
         x = scheduler.step(torch.from_numpy(smooth(*calls[-1])).to(dtype), t, x, **step_options).prev_sample
+    assert case.name == "DPMSolverSDEScheduler" or not any(one_a_step), "a draw of ours that diffusers did not ask for"
     if case.name in RHO:
         x = x / (scheduler.sigmas[-1] ** 2 + 1) ** 0.5
     return Trace(calls, x.double().numpy())
@@ -323,9 +329,10 @@ CASES: list[Case] = [
     *product("DEISMultistepScheduler", (4, 10), option("solver_order", 2, 3), [{"lower_order_final": False}, THRESHOLD], every=True),
     *product("DEISMultistepScheduler", (5,), TABLES),
     *product(
-        "UniPCMultistepScheduler", (1, 2, 4, 10, 20), option("solver_order", 1, 2, 3), option("solver_type", "bh1", "bh2"),
-        [DEFAULT, SIGMA_MIN, {**SIGMA_MIN, "lower_order_final": False}, {**SIGMA_MIN, "predict_x0": False}],
+        "UniPCMultistepScheduler", (1, 2, 4, 10, 20), option("solver_order", 1, 2, 3), option("solver_type", "bh1", "bh2"), [SIGMA_MIN],
+        [DEFAULT, {"lower_order_final": False}, {"predict_x0": False}],
     ),
+    *product("UniPCMultistepScheduler", (1, 4, 10), option("solver_order", 1, 2, 3), every=True),
     *product("UniPCMultistepScheduler", (2, 5), SPACINGS, PREDICTIONS, [DEFAULT, THRESHOLD]),
     *product("UniPCMultistepScheduler", (3,), PREDICTIONS, [{"predict_x0": False, **SIGMA_MIN, **THRESHOLD}]),
     *product("UniPCMultistepScheduler", (1, 5, 10), LEVELS, option("solver_order", 2, 3), PREDICTIONS),
@@ -413,9 +420,11 @@ def test_flow_match_euler_matches_at_given_noise_levels(steps):
     compare(Case("FlowMatchEulerDiscreteScheduler", DEFAULT, steps), program, set_timesteps={"sigmas": levels})
 
 
-# diffusers as released: float32 states, coefficients and noise levels. What that costs differs with what a scheduler computes, so
-# the tolerance is that of float32 (6e-8) times what its formulas amplify: x0 = (x - sigma eps) / alpha with alpha = 0.0065 at
-# the start (150 times), differences of logarithms and exponentials (DEIS, SA, UniPC), sigma = 157 times a rounding error in x / alpha.
+# diffusers as released: float32 states, coefficients and noise levels. The tolerance is float32's (6e-8) times what the formulas amplify:
+# x0 = (x - sigma eps) / alpha with alpha = 0.0065 at the start, differences of logarithms and exponentials (DEIS, SA, UniPC), and
+# rounding errors of x / alpha, which begins at 157. Times that are interpolated in ln(sigma) lose 1e-3 of an index (KDPM2, SDE).
+# Exponential levels are not among these: diffusers cuts their times to integers, and in float32 exp(ln(sigma)) may fall below the
+# table's last sigma, so that the first time is 998 instead of 999, which no other precision repeats.
 
 RELEASED = [
     Case(name, LEADING_1 if name == "PNDMScheduler" else {"lower_order_final": True} if name == "DPMSolverSinglestepScheduler" else DEFAULT, steps)
@@ -427,7 +436,7 @@ RELEASED = [
 @pytest.mark.parametrize("case", RELEASED, ids=str)
 def test_diffusers_in_its_own_precision_agrees_to_what_float32_leaves(case):
     program, wanted = theirs(case, released=True)
-    check(ours(case, program), wanted, rtol=2e-4, atol=2e-4, times=2e-3)
+    check(ours(case, program), wanted, rtol=1e-4, atol=1e-4, times=2e-3)
 
 
 # The table of options.
@@ -503,6 +512,7 @@ REFUSED = [
     ("UniPCMultistepScheduler", {"disable_corrector": [0]}, "disable_corrector"),
     ("UniPCMultistepScheduler", {"predict_x0": False}, "predict_x0 = False"),
     ("UniPCMultistepScheduler", {"lower_order_final": False}, "lower_order_final = False"),
+    ("UniPCMultistepScheduler", {"solver_type": "bh1"}, "solver_type = 'bh1'"),
     ("UniPCMultistepScheduler", {"sigma_min": 0.1}, "sigma_min = 0.1"),
     ("EDMEulerScheduler", {"sigma_schedule": "linear"}, "sigma_schedule = 'linear'"),
     ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "algorithm_type = 'sde-dpmsolver"),
@@ -565,28 +575,42 @@ def changed(program: Program, index: int, term: int, factor: float) -> Program:
     return dataclasses.replace(program, instructions=tuple(instructions))
 
 
-CONTROLS = [case for case in RELEASED if case.steps == 4]
+CONTROLS = [
+    # a last step to sigma = 0 does not use UniPC's last correction
+    Case(case.name, SIGMA_MIN if case.name == "UniPCMultistepScheduler" else case.config, 4)
+    for case in RELEASED
+    if case.steps == 4
+]
 
 
 @pytest.mark.parametrize("case", CONTROLS, ids=str)
 def test_an_error_of_a_hundred_thousandth_in_any_coefficient_is_seen(case):
+    """Above 1e-3: LMS has weights of 1e-10, whose errors are below what is compared."""
     program, wanted = theirs(case)
     check(ours(case, program), wanted, **EXACT)
-    coefficients = [(i, k) for i, step in enumerate(program.instructions) if isinstance(step, Lincomb) for k in range(len(step.terms))]
+    lincombs = {i: step.terms for i, step in enumerate(program.instructions) if isinstance(step, Lincomb)}
+    coefficients = [(i, k) for i, terms in lincombs.items() for k, (c, _) in enumerate(terms) if abs(c) > 1e-3]
     assert len(coefficients) >= 4
     for index, term in coefficients:
         with pytest.raises(AssertionError):
             check(ours(case, changed(program, index, term, 1.0 + 1e-5)), wanted, **EXACT)
 
 
-@pytest.mark.parametrize("case", [case for case in CONTROLS if any(draws_of_steps(theirs(case)[0]))], ids=str)
-def test_a_draw_used_twice_is_seen(case):
+DRAWING = [case for case in CONTROLS if case.name in {
+    "DDPMScheduler", "DPMSolverSDEScheduler", "EulerAncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "LCMScheduler",
+    "SASolverScheduler", "TCDScheduler",
+}]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [*DRAWING, Case("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, 4)], ids=str)
+def test_two_draws_interchanged_are_seen(case):
     program, wanted = theirs(case)
-    draws = [i.draw for i in program.instructions if isinstance(i, Noise)]
-    assert len(draws) >= 2 and len(set(draws)) == len(draws)
-    reused = tuple(dataclasses.replace(i, draw=draws[0]) if isinstance(i, Noise) else i for i in program.instructions)
+    check(ours(case, program), wanted, **EXACT)
+    first, second = [i.draw for i in program.instructions if isinstance(i, Noise)][:2]
+    other = {first: second, second: first}
+    instructions = tuple(dataclasses.replace(i, draw=other.get(i.draw, i.draw)) if isinstance(i, Noise) else i for i in program.instructions)
     with pytest.raises(AssertionError):
-        check(ours(case, dataclasses.replace(program, instructions=reused)), wanted, **EXACT)
+        check(ours(case, dataclasses.replace(program, instructions=instructions)), wanted, **EXACT)
 
 
 OTHER_SOLVERS = {
