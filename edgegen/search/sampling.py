@@ -77,7 +77,7 @@ class Subject:
     recipe: Recipe = field(init=False)
     process: Process = field(init=False)
     conditions: dict[str, Array] = field(init=False)
-    _network: OrtComponent = field(init=False)
+    network: OrtComponent = field(init=False)
     _noise: Array = field(init=False)
     _reference: Array | None = field(init=False, default=None)
 
@@ -87,7 +87,7 @@ class Subject:
         self.process = make_process(**self.recipe.process)
         component = self.recipe.model.component
         variant = next((v for v in manifest.variants if v.name == "float32"), manifest.variants[0])
-        self._network = OrtComponent(
+        self.network = OrtComponent(
             component, self.bundle.member(variant.components[component]), manifest.components[component], threads=self.threads
         )
         rng = np.random.default_rng(self.seed)
@@ -98,7 +98,7 @@ class Subject:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._network.close()
+        self.network.close()
 
     def program(self, solver: str, steps: int, grid: str | Sequence[float] | None = None) -> Program:
         """A program of the bundle's model: the recipe's first program with another solver, steps and grid."""
@@ -121,7 +121,7 @@ class Subject:
         """The samples of a program, float32[samples, *sample shape], from this subject's noise."""
         inputs = {i.name: self.conditions[i.name] for i in program.inputs if i.kind == "condition"}
         inputs |= initial_state(program, self._noise)
-        return compile_program(program).run({self.recipe.model.component: self._network}, inputs, seed=self.seed)["sample"]
+        return compile_program(program).run({self.recipe.model.component: self.network}, inputs, seed=self.seed)["sample"]
 
     @property
     def reference(self) -> Array:

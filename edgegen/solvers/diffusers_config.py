@@ -240,7 +240,7 @@ def _k_diffusion(
             return grid
 
         process = _betas(c, "log_sigma" if levels else "sigma")
-        time = "rounded" if rounds_karras and levels == "karras" else "process"
+        time = "rounded_nodes" if rounds_karras and levels == "karras" else "process"
         prediction = c.choose("prediction_type", predictions)
         return Scheduler(c.name, solver, process, prediction, time, times, options, **_limits(c))  # type: ignore[arg-type]
 
@@ -263,11 +263,12 @@ def _unipc_flow_levels(steps: int, total: int, shift: float) -> Any:
 
 def _multistep(
     c: _Config, solver: str, options: Mapping[str, Any], *, clean: bool, flow_levels: Callable[[int, int, float], Any] = _flow_levels,
-    stays: bool = False,
+    stays: bool = False, cuts_cosine: bool = False,
 ) -> Scheduler:  # fmt: skip
     """The schedulers of the DPM-Solver family: integer times, Karras or exponential levels of the whole table, or a flow's levels.
 
-    stays: Karras and exponential levels end with the last one twice, rather than with the table's least.
+    stays: Karras and exponential levels end with the last one twice, rather than with the table's least. cuts_cosine: the times of Karras
+    levels of the cosine schedule are cut to integers, as those of exponential levels are, rather than rounded.
     """
     spacing, offset = c.choose("timestep_spacing", {n: n for n in ("leading", "linspace", "trailing")}), c.take("steps_offset")
     levels = _sigma_spacing(c)
@@ -289,7 +290,7 @@ def _multistep(
         def flow_times(process: Process, steps: int) -> Any:
             return np.append(flow_levels(steps, total, float(shift)), 0.0)
 
-        return Scheduler(c.name, solver, process, prediction, "times_1000", flow_times, options, **limits)  # type: ignore[arg-type]
+        return Scheduler(c.name, solver, process, prediction, "times_1000_truncated", flow_times, options, **limits)  # type: ignore[arg-type]
     c.left.discard("flow_shift")
 
     def times(process: Process, steps: int) -> Any:
@@ -307,8 +308,10 @@ def _multistep(
             raise ProgramError(f"{c.name}: {len(whole)} times are left of {steps} at lambda_min_clipped = {lowest:g}", Status.OUT_OF_RANGE)
         return np.append(whole, end) if end < whole[-1] else _stays(c)
 
+    rounds = levels == "karras" and not (cuts_cosine and c.values["beta_schedule"] == "squaredcos_cap_v2")
+    time = "process" if levels is None else "rounded" if rounds else "truncated"
     process = _betas(c, "log_sigma" if levels else "log_alpha")
-    return Scheduler(c.name, solver, process, prediction, "rounded" if levels else "process", times, options, **limits)  # type: ignore[arg-type]
+    return Scheduler(c.name, solver, process, prediction, time, times, options, **limits)  # type: ignore[arg-type]
 
 
 def _thousand(c: _Config) -> int:
@@ -338,7 +341,7 @@ def _dpm_multistep(c: _Config) -> Scheduler:
         solver, options = "dpmpp_sde", {"order": order, "variant": variant, "form": "noise"}
     else:
         raise c.refused("algorithm_type", "with this solver_order and final_sigmas_type; noise-form algorithms need final_sigmas_type = 'sigma_min'")
-    return _multistep(c, solver, options | lower, clean=clean)
+    return _multistep(c, solver, options | lower, clean=clean, cuts_cosine=True)
 
 
 def _dpm_singlestep(c: _Config) -> Scheduler:

@@ -19,12 +19,16 @@ __all__ = ["TIMES", "Denoiser", "bind"]
 TIMES: dict[str, Callable[[Process, float], float]] = {
     "process": lambda process, t: t,
     "rounded": lambda process, t: float(round(t)),
+    "rounded_nodes": lambda process, t: float(round(t)),
+    "truncated": lambda process, t: float(math.floor(t)),
     "times_1000": lambda process, t: 1000.0 * t,
+    "times_1000_truncated": lambda process, t: float(math.floor(1000.0 * t)),
     "times_999": lambda process, t: 999.0 * t,
     "log_sigma_over_4": lambda process, t: 0.25 * math.log(float(process.sigma(t))),
 }
-"""What the network's time input receives at process time t: as it is, rounded to an index (diffusers with Karras sigmas), scaled
-(score_sde: 999 t), or EDM's ln(sigma) / 4."""
+"""What the network's time input receives at process time t: as it is, rounded to an index (diffusers with Karras sigmas; "rounded_nodes"
+only where a step starts, as KDPM2 does), cut to an index (diffusers with exponential sigmas), scaled (score_sde: 999 t; a flow: 1000 t, cut
+or not), or EDM's ln(sigma) / 4."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,11 @@ def bind(program: Program, process: Process, model: Denoiser) -> Program:
     """`program` with the model's names, its times mapped, and its conditions as program inputs."""
     if model.time not in TIMES:
         raise ProgramError(f"no time map {model.time!r}: {nearest(model.time, TIMES)}", Status.UNKNOWN_NAME)
-    pieces = [_bound(i, process, model) if isinstance(i, Eval) else [i] for i in program.instructions]
+    inner = _inside_steps(program) if model.time == "rounded_nodes" else set()
+    pieces = [
+        _bound(i, process, model, TIMES["process" if k in inner else model.time]) if isinstance(i, Eval) else [i]
+        for k, i in enumerate(program.instructions)
+    ]
     outputs = dict(program.outputs)
     if model.scale or model.shift:
         count = max(len(model.scale), len(model.shift))
@@ -68,19 +76,30 @@ def bind(program: Program, process: Process, model: Denoiser) -> Program:
     return _marks_at_the_end(bound)
 
 
+def _inside_steps(program: Program) -> set[int]:
+    """Indices of the evaluations that are not the first of their step."""
+    inner: set[int] = set()
+    start = 0
+    for step in program.steps:
+        inner |= set([k for k in range(start, step.after) if isinstance(program.instructions[k], Eval)][1:])
+        start = step.after
+    return inner
+
+
 def _marks_at_the_end(program: Program) -> Program:
     """The last step mark moved behind what was appended after it."""
     *before, last = program.steps
     return replace(program, steps=(*before, replace(last, after=max(last.after, len(program.instructions)))))
 
 
-def _bound(instruction: Eval, process: Process, model: Denoiser) -> list[Instruction]:
+def _bound(
+    instruction: Eval, process: Process, model: Denoiser, to_network: Callable[[Process, float], float]
+) -> list[Instruction]:  # fmt: skip
     """The evaluation under the model's names, with what must be done to its state before and to its output after."""
     before: list[Instruction] = []
     after: list[Instruction] = []
     states: list[Operand] = []
     outs = []
-    to_network = TIMES[model.time]
     for operand, out in zip(instruction.inputs["x"], instruction.outputs["prediction"], strict=True):
         if model.concat and isinstance(operand, Reg):
             x = operand.name

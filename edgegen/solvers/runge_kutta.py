@@ -161,10 +161,10 @@ def _middle(p: Lowering, s: Node, t: Node) -> Node:
 
 
 def _ancestral(s: Node, t: Node, eta: float) -> tuple[float, float]:
-    """(rho_down, rho_up) of an ancestral step: rho_up = eta rho' sqrt(1 - (rho' / rho)^2), at most rho'."""
+    """(rho_down, rho_up) of an ancestral step: rho_up = eta rho' sqrt(1 - (rho' / rho)^2), at most rho'; rho_down without cancellation."""
     here, there = away(s).rho, t.rho
     up = min(there, eta * there * math.sqrt(1.0 - (there / here) ** 2))
-    return math.sqrt(max(there**2 - up**2, 0.0)), up
+    return there * math.sqrt(1.0 - eta**2 + (eta * there / here) ** 2), up
 
 
 def _fresh(p: Lowering, t: Node, up: float) -> list[tuple[float, str]]:

@@ -131,7 +131,7 @@ def _up(s: Node, t: Node, eta: float) -> float:
 
 def _ancestral_terms(s: Node, t: Node, eta: float, x: str, m: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
     """x' / alpha' = (down / rho) x / alpha + (1 - down / rho) x0, with down^2 = rho'^2 - up^2."""
-    down = math.sqrt(max(t.rho**2 - _up(s, t, eta) ** 2, 0.0))
+    down = t.rho * math.sqrt(1.0 - eta**2 + (eta * t.rho / s.rho) ** 2)
     ratio = down / s.rho
     return [(t.alpha * ratio / s.alpha, x), *((t.alpha * (1.0 - ratio) * c, name) for c, name in m)]
 
