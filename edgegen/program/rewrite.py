@@ -44,7 +44,8 @@ def expand(program: Program, pieces: Sequence[Sequence[Instruction]]) -> Program
 
 
 def fold(program: Program) -> Program:
-    """The same program with each LINCOMB that only one other LINCOMB reads written into that one, coefficients multiplied in float64.
+    """The same program with each LINCOMB that only one other LINCOMB reads written into that one, coefficients multiplied in float64,
+    and without those that nothing reads.
 
     Guidance, conversion and update become one pass over memory. Needs every register to be written once.
     """
@@ -52,20 +53,20 @@ def fold(program: Program) -> Program:
     kept = {*program.outputs.values(), *(step.state for step in program.steps)}
     inner: dict[str, Lincomb] = {}
     pieces: list[list[Instruction]] = []
-    made_by: dict[str, int] = {}
-    for i, instruction in enumerate(program.instructions):
+    for instruction in program.instructions:
         if isinstance(instruction, Lincomb):
             instruction = _inlined(instruction, inner)
             for _, name in instruction.terms:
                 inner.pop(name, None)
             if uses[instruction.out] == 1 and instruction.out not in kept:
                 inner[instruction.out] = instruction
-                made_by[instruction.out] = i
         pieces.append([instruction])
-    read = {name for piece in pieces for name in reads(piece[0])}
-    for name, i in made_by.items():
-        if name not in read:
-            pieces[i] = []
+    needed = kept
+    for piece in reversed(pieces):
+        if isinstance(piece[0], Lincomb) and piece[0].out not in needed:
+            piece.clear()
+        else:
+            needed.update(reads(piece[0]))
     return expand(program, pieces)
 
 

@@ -39,29 +39,30 @@ class ResidualBlock(nn.Module):
 
 
 class ReachPolicy(nn.Module):
-    """F(x, t, goal) with 0.43 M parameters.
+    """F(x, t, goal) with 0.16 M parameters.
 
     x: float32[N, 10, 2], the noisy chunk times c_in in x[:, :8], then the position (world units, in [-1, 1]) and the previous action (scaled);
     t: float32[N], ln(sigma) / 4; goal: float32[N, 2], world units, zero for "no goal". Returns float32[N, 8, 2].
     """
 
-    def __init__(self, width: int = 256, hidden: int = 176, blocks: int = 3) -> None:
+    def __init__(self, width: int = 128, hidden: int = 128, blocks: int = 3) -> None:
         super().__init__()
-        self.octaves = 5  # sinusoids of a position, down to a wavelength of 1/8
-        self.time_octaves = 4
-        features = 2 * HORIZON + 2 * (2 + 4 * self.octaves) + 2 + 2 + 1 + 2 * self.time_octaves
+        octaves, time_octaves = 5, 4  # sinusoids of a position, down to a wavelength of 1/8; and of the time
+        self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(octaves)[:, None], persistent=False)
+        self.register_buffer("time_frequencies", 2.0 ** torch.arange(time_octaves), persistent=False)
+        features = 2 * HORIZON + 2 * (2 + 4 * octaves) + 2 + 2 + 1 + 2 * time_octaves
         self.enter = nn.Linear(features, width)
         self.blocks = nn.ModuleList(ResidualBlock(width, hidden) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, 2 * HORIZON)
 
     def forward(self, x: Tensor, t: Tensor, goal: Tensor) -> Tensor:
-        noisy, position, previous = x[:, :HORIZON].flatten(1), x[:, HORIZON], x[:, HORIZON + 1]
-        waves = torch.cat([(math.pi * 2**k) * value for value in (position, goal) for k in range(self.octaves)], dim=1)
-        time = t[:, None]
-        times = torch.cat([2**k * time for k in range(self.time_octaves)], dim=1)
-        parts = [noisy, previous, position, goal, goal - position, waves.sin(), waves.cos(), time, times.sin(), times.cos()]
-        h = self.enter(torch.cat(parts, dim=1))
+        noisy, position, previous, time = x[:, :HORIZON].flatten(1), x[:, HORIZON], x[:, HORIZON + 1], t[:, None]
+        points = torch.stack([position, goal], dim=1)
+        angles = (points[:, :, None] * self.frequencies).flatten(2)
+        time_angles = time * self.time_frequencies
+        where = torch.cat([points, angles.sin(), angles.cos()], dim=2).flatten(1)
+        h = self.enter(torch.cat([noisy, previous, goal - position, where, time, time_angles.sin(), time_angles.cos()], dim=1))
         for block in self.blocks:
             h = block(h)
         return self.leave(functional.silu(self.norm(h))).unflatten(1, (HORIZON, 2))

@@ -153,3 +153,14 @@ def test_noise_instructions_use_seed_draw_and_shape():
 def test_bad_seeds_are_refused(seed):
     with pytest.raises(ProgramError, match="expected a seed"):
         check_seed(seed)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7, 2**32 - 1, 2**32, 123456789, 2**64 - 1])
+def test_few_normals_have_the_bits_of_many(seed):
+    """Small tensors take a path of their own, one number at a time."""
+    for draw in (0, 1, 2**32 - 1):
+        many = normals(seed, draw, (65,))
+        for count in (0, 1, 3, 16, 63, 64):
+            assert normals(seed, draw, (count,)).tobytes() == many[:count].tobytes()
+    for draw in range(300):
+        assert normals(seed, draw, (64,)).tobytes() == normals(seed, draw, (2, 64))[0].tobytes()
