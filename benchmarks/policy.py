@@ -28,6 +28,7 @@ from edgegen.search import Subject
 from edgegen.timing import alternate, serve
 
 FAMILY = ROOT / "export" / "reach_policy"
+CONTENDERS = ("edgegen-fused", "edgegen-stepwise", "diffusers+torch")
 STEPS = (1, 2, 3, 5, 10, 50)
 SOLVERS = ("ddim", "euler_a", "dpmpp_2m", "dpmpp_2s", "heun", "lms", "deis", "unipc", "dpmpp_sde")
 POSITION, PREVIOUS, GOAL = (0.0, -0.85), (0.0, 0.0), (0.1, 0.85)
@@ -93,11 +94,11 @@ def diffusers_loop() -> Callable[[], object]:
     return run
 
 
-def edgegen_loop(path: Path) -> Callable[[], object]:
+def edgegen_loop(path: Path, *, fused: bool) -> Callable[[], object]:
     """What a user of edgegen writes."""
     import edgegen
 
-    session = edgegen.load(path, threads=1)
+    session = edgegen.load(path, threads=1, fused=fused)
     context, goal = np.array([POSITION, PREVIOUS], np.float32), np.array(GOAL, np.float32)
     return lambda: session.generate(seed=0, steps=3, context=context, goal=goal)
 
@@ -109,18 +110,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--runs", type=int, default=40)
-    parser.add_argument("--contender", choices=("edgegen", "diffusers+torch"), help=argparse.SUPPRESS)
+    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     path = built("reach_policy", measured=False)
     if args.contender:
-        serve(edgegen_loop(path) if args.contender == "edgegen" else diffusers_loop())
+        serve(diffusers_loop() if args.contender == "diffusers+torch" else edgegen_loop(path, fused=args.contender == "edgegen-fused"))
         return
     me = [sys.executable, "-m", "benchmarks.policy", "--contender"]
-    times = alternate({name: [*me, name] for name in ("edgegen", "diffusers+torch")}, rounds=args.rounds, runs=args.runs)
+    times = alternate({name: [*me, name] for name in CONTENDERS}, rounds=args.rounds, runs=args.runs)
     medians = {name: statistics.median(v) * 1e6 for name, v in times.items()}
     print(json.dumps({f"us:{name}": round(v, 1) for name, v in medians.items()}))
     figures = {f"us:{name}": v for name, v in medians.items()} | successes(open_bundle(path), args.episodes, args.seed)
-    ratio = medians["edgegen"] / medians["diffusers+torch"]
+    ratio = medians["edgegen-fused"] / medians["diffusers+torch"]
     figures["ratio:diffusers+torch"] = 1.0 / ratio
     gap = figures["success:ddim:50"] - figures["success:ddim:3"]
     bars = [

@@ -12,7 +12,9 @@ import edgegen
 from edgegen.errors import ProgramError, RecipeError, RuntimeFault
 from edgegen.pipeline import Options, build
 from edgegen.plan import make_plan
+from edgegen.program import Reduce, Slincomb
 from edgegen.recipe import load_recipe
+from edgegen.runtime.session import open_session
 from edgegen.solvers import SOLVERS
 from edgegen.solvers.table import why_not
 from edgegen.workspace import Workspace
@@ -32,14 +34,17 @@ def ship(folder, recipe, inputs, output=None, files=None):
 
 
 def checked(session, **conditions):
-    """Golden vectors hold, and every program gives finite samples that do not depend on the batch."""
+    """Golden vectors hold, every program gives finite samples that do not depend on the batch, and the same fused."""
     assert all(d.rmse <= tolerance for _, _, d, tolerance in session.self_test())
+    fused = open_session(session.bundle, threads=1, fused=True)
     for name in session.programs:
         needed = {i.name for i in session.bundle.programs[name].inputs}
         given = {k: v for k, v in conditions.items() if k in needed}
         samples = session.generate(seed=3, batch=2, program=name, **given)
         assert np.isfinite(samples).all()
         assert session.report.nfe == dict(session.bundle.programs[name].nfe)
+        if not any(isinstance(i, (Reduce, Slincomb)) for i in session.bundle.programs[name].instructions):
+            np.testing.assert_allclose(fused.generate(seed=3, batch=2, program=name, **given), samples, rtol=2e-4, atol=2e-4)
         first = session.generate(seed=3, batch=1, program=name, **given)
         if not any(type(i).__name__ == "Noise" and i.shape is not None for i in session.bundle.programs[name].instructions):
             np.testing.assert_allclose(samples[:1], first, rtol=1e-4, atol=1e-5)

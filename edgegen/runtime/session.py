@@ -26,6 +26,7 @@ from edgegen.program import Executable, initial_state, normals
 from edgegen.program.interpreter import OnStep
 from edgegen.program.noise import check_seed
 from edgegen.quality import Distance, distance
+from edgegen.runtime.fused import FusedPrograms
 from edgegen.spec import ConditionSpec, default_conditions
 from edgegen.targets.onnxruntime import OrtComponent, check_model, parse_model
 
@@ -70,7 +71,7 @@ class _Timed:
 class Session:
     """A bundle whose components are open in an engine; a context manager. Made by `load`."""
 
-    def __init__(self, bundle: Bundle, variant: Variant, *, threads: int = 0) -> None:
+    def __init__(self, bundle: Bundle, variant: Variant, *, threads: int = 0, fused: bool = False) -> None:
         self.bundle = bundle
         self.variant = variant
         self._programs = {name: Executable(program) for name, program in bundle.programs.items()}
@@ -82,6 +83,7 @@ class Session:
             data, signature = bundle.member(member), bundle.manifest.components[name]
             check_model(parse_model(data, member), signature, f"{bundle.origin}: member {member!r}")
             self._components[name] = OrtComponent(name, data, signature, threads=threads)
+        self._fused = FusedPrograms(bundle, variant.components, threads) if fused else None
 
     @property
     def programs(self) -> tuple[str, ...]:
@@ -122,6 +124,11 @@ class Session:
         began = time.perf_counter()
         inputs = self._conditions(name, conditions, int(batch))
         inputs |= initial_state(executable.program, self._noise(seed, noise, int(batch)))
+        if self._fused is not None and on_step is None:
+            sample = self._fused.run(name, executable.program, inputs, int(batch), seed)
+            total = time.perf_counter() - began
+            self._thread.report = Report(name, self.variant.name, dict(executable.program.nfe), {"fused": total}, total)
+            return sample
         timed = {component: _Timed(opened) for component, opened in self._components.items()}
         sample = executable.run(timed, inputs, seed=seed, on_step=on_step)["sample"]
         total = time.perf_counter() - began
@@ -180,6 +187,8 @@ class Session:
         for component in self._components.values():
             component.close()
         self._components = {}
+        if self._fused is not None:
+            self._fused.close()
 
     def __enter__(self) -> Session:
         return self
@@ -230,24 +239,26 @@ def _range(spec: ConditionSpec) -> str:
     return f", from {low} to {high}"
 
 
-def load(path: str | Path, *, variant: str | None = None, threads: int = 0) -> Session:
+def load(path: str | Path, *, variant: str | None = None, threads: int = 0, fused: bool = False) -> Session:
     """Open a bundle on this device.
 
     variant: a name from the bundle; None takes the first, which was the best when it was measured. threads: of the engine, 0 for one
-    per core. Raises BundleError (the file), or RuntimeFault (BACKEND_MISSING, NO_VARIANT, BACKEND_FAILED: this device).
+    per core. fused: run each program as one graph, made at its first use with a batch (`edgegen.program.fuse`): less time outside the
+    networks, for small ones; a call with on_step still runs step by step.
+    Raises BundleError (the file), or RuntimeFault (BACKEND_MISSING, NO_VARIANT, BACKEND_FAILED: this device).
     """
-    return open_session(open_bundle(path), variant=variant, threads=threads)
+    return open_session(open_bundle(path), variant=variant, threads=threads, fused=fused)
 
 
-def open_session(bundle: Bundle, *, variant: str | None = None, threads: int = 0) -> Session:
+def open_session(bundle: Bundle, *, variant: str | None = None, threads: int = 0, fused: bool = False) -> Session:
     """A session over a bundle that is already read; see `load`."""
     variants = {v.name: v for v in bundle.manifest.variants}
     if variant is not None:
         if variant not in variants:
             raise RuntimeFault(f"no variant {variant!r} in this bundle: {nearest(variant, variants)}", Status.NO_VARIANT)
-        return Session(bundle, variants[variant], threads=threads)
+        return Session(bundle, variants[variant], threads=threads, fused=fused)
     runnable = [v for v in variants.values() if v.engine == "onnxruntime"]
     if not runnable:
         engines = ", ".join(sorted({v.engine for v in variants.values()}))
         raise RuntimeFault(f"this bundle is for {engines}, which this runtime cannot run; build it for onnxruntime", Status.NO_VARIANT)
-    return Session(bundle, runnable[0], threads=threads)
+    return Session(bundle, runnable[0], threads=threads, fused=fused)

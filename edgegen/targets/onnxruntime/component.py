@@ -12,7 +12,7 @@ import numpy.typing as npt
 from edgegen.errors import RuntimeFault, Status
 from edgegen.spec import BATCH, Signature, TensorSpec
 
-__all__ = ["OrtComponent", "onnxruntime_version"]
+__all__ = ["OrtComponent", "onnxruntime_version", "open_engine"]
 
 _KEPT_TIMES = 4096
 _construct = threading.Lock()
@@ -42,6 +42,20 @@ def _rows(arrays: dict[str, npt.NDArray[Any]]) -> int:
     return 1
 
 
+def open_engine(model: bytes, what: str, threads: int) -> Any:
+    """An onnxruntime.InferenceSession of checked ONNX bytes on the CPU. Raises RuntimeFault, which names `what`."""
+    onnxruntime = _onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        with _construct:
+            return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as e:  # ONNX Runtime's exceptions have no common public base
+        raise RuntimeFault(f"{what}: ONNX Runtime {onnxruntime.__version__} cannot open it: {e}", Status.BACKEND_FAILED) from e
+
+
 class OrtComponent:
     """A network in ONNX Runtime's CPU provider; a context manager. Calls may come from several threads at once.
 
@@ -49,16 +63,7 @@ class OrtComponent:
     """
 
     def __init__(self, name: str, model: bytes, signature: Signature, *, threads: int = 0) -> None:
-        onnxruntime = _onnxruntime()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        try:
-            with _construct:
-                self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception as e:  # ONNX Runtime's exceptions have no common public base
-            raise RuntimeFault(f"component {name!r}: ONNX Runtime {onnxruntime.__version__} cannot open it: {e}", Status.BACKEND_FAILED) from e
+        self._session = open_engine(model, f"component {name!r}", threads)
         self.name = name
         self.signature = signature
         self._outputs = [o.name for o in self._session.get_outputs()]
