@@ -55,7 +55,11 @@ class Plan:
         if self.weights is not None:
             recipe["model"]["weights"] = self.weights.name
         recipe["calibration"]["set"] = self.calibration_file.name
-        recipe["process"] = recipe["process"] or plain(dict(next(iter(self.schedulers.values())).process))
+        if not recipe["process"]:
+            scheduler = next(iter(self.schedulers.values()))
+            recipe["process"] = plain(dict(scheduler.process))
+            recipe["model"]["names"]["time"] = scheduler.time
+            recipe["model"]["sigma_data"] = plain(scheduler.sigma_data)
         for sampling in recipe["programs"]:
             if "scheduler" in sampling:
                 sampling["scheduler"] = Path(sampling["scheduler"]).name

@@ -233,6 +233,19 @@ def test_a_scheduler_config_gives_solver_process_and_grid(tmp_path):
         assert session.bundle.document("recipe")["process"]["name"] == "vp_betas"
 
 
+def test_a_bundle_made_from_a_scheduler_config_alone_knows_its_networks_time(tmp_path):
+    """So that other solvers can be tried on it: a flow's network is told 1000 t."""
+    from edgegen.program import Eval
+    from edgegen.search import Subject
+
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+    recipe = scheduler_recipe().replace('"v"', '"flow"')
+    with ship(tmp_path, recipe, STATE_AND_TIME, files={"scheduler_config.json": json.dumps(config)}) as session, Subject(session.bundle) as subject:
+        times = [i.inputs["t"][0].value for i in subject.program("dpmpp_2m", 4).instructions if isinstance(i, Eval)]
+        assert times == [1000.0, 750.0, 500.0, 250.0]
+        assert np.isfinite(subject.reference).all()
+
+
 @pytest.mark.parametrize(
     ("config", "extra", "message"),
     [

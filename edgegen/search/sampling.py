@@ -24,7 +24,7 @@ from edgegen.program import Noise, Program, compile_program, initial_state, norm
 from edgegen.recipe import Recipe, Sampling, recipe_from_json
 from edgegen.solvers import SOLVERS, solver_named
 from edgegen.spec import draw_condition
-from edgegen.targets.onnxruntime import OrtComponent
+from edgegen.targets.onnxruntime import OrtComponent, check_model, parse_model
 
 __all__ = ["Candidate", "Subject", "compare", "search"]
 
@@ -87,9 +87,10 @@ class Subject:
         self.process = make_process(**self.recipe.process)
         component = self.recipe.model.component
         variant = next((v for v in manifest.variants if v.name == "float32"), manifest.variants[0])
-        self.network = OrtComponent(
-            component, self.bundle.member(variant.components[component]), manifest.components[component], threads=self.threads
-        )
+        member, signature = variant.components[component], manifest.components[component]
+        data = self.bundle.member(member)
+        check_model(parse_model(data, member), signature, f"{self.bundle.origin}: member {member!r}")
+        self.network = OrtComponent(component, data, signature, threads=self.threads)
         rng = np.random.default_rng(self.seed)
         self.conditions = {c.name: draw_condition(c, self.samples, rng) for c in manifest.conditions}
         self._noise = normals(self.seed, 0, (self.samples, *manifest.sample.shape))

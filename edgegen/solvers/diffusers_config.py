@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -87,11 +87,11 @@ class _Config:
     def refused(self, key: str, why: str) -> RecipeError:
         return RecipeError(f"{self.name}: option {key} = {self.values[key]!r} is not supported; {why}")
 
-    def close(self, **neutral: Any) -> None:
-        """Refuse every option that was not asked for and differs from its neutral value (its default, unless given)."""
+    def close(self) -> None:
+        """Refuse every option that was not asked for and differs from its default."""
         for key in sorted(self.left):
-            if self.values[key] != neutral.get(key, self.defaults[key]):
-                raise self.refused(key, f"leave it at {neutral.get(key, self.defaults[key])!r}")
+            if self.values[key] != self.defaults[key]:
+                raise self.refused(key, f"leave it at {self.defaults[key]!r}")
 
 
 _PREDICTIONS = {"epsilon": "epsilon", "sample": "sample", "v_prediction": "v"}
@@ -125,7 +125,12 @@ def _betas(c: _Config, interpolation: str = "log_alpha", *, terminal: float = 2.
     return process
 
 
-def _limits(c: _Config) -> dict[str, float | None]:
+class _Limits(TypedDict, total=False):
+    clip: float
+    threshold: float
+
+
+def _limits(c: _Config) -> _Limits:
     """clip and threshold of x0."""
     if "thresholding" in c.values:
         ratio, ceiling = c.take("dynamic_thresholding_ratio"), c.take("sample_max_value")
@@ -150,6 +155,14 @@ def _sigma_spacing(c: _Config) -> str | None:
     return "karras" if karras else "lambda" if exponential else None
 
 
+def _to_index_zero(c: _Config, grid: Any, because: str, instead: str) -> Any:
+    """The grid with its clean end moved to index 0, where diffusers ends `because` of an option; refused where it is there already."""
+    if grid[-2] == 0.0:
+        raise ProgramError(f"{c.name}: with {because} the last step stays at time 0; {instead}", Status.OUT_OF_RANGE)
+    grid[-1] = 0.0
+    return grid
+
+
 def _ddim_like(c: _Config, solver: str, options: Mapping[str, Any], *, strided: bool) -> Scheduler:
     """DDIM and DDPM. strided: the state goes from t to t - T // steps, which must be the next time."""
     spacing, offset = c.choose("timestep_spacing", {n: n for n in ("leading", "linspace", "trailing")}), c.take("steps_offset")
@@ -171,15 +184,11 @@ def _ddim_like(c: _Config, solver: str, options: Mapping[str, Any], *, strided: 
                 f"{grid[-2]:g} > 0; use timestep_spacing = 'leading' with steps_offset = 0, 'linspace', or 'fixed_small'",
                 Status.OUT_OF_RANGE,
             )
-        if not to_one:
-            if grid[-2] == 0.0:
-                raise ProgramError(f"{c.name}: with set_alpha_to_one off the last step stays at time 0; set steps_offset = 1", Status.OUT_OF_RANGE)
-            grid[-1] = 0.0
-        return grid
+        return grid if to_one else _to_index_zero(c, grid, "set_alpha_to_one off", "set steps_offset = 1")
 
     process = _betas(c, terminal=0.0)
     prediction = c.choose("prediction_type", _PREDICTIONS)
-    return Scheduler(c.name, solver, process, prediction, "process", times, options, **_limits(c))  # type: ignore[arg-type]
+    return Scheduler(c.name, solver, process, prediction, "process", times, options, **_limits(c))
 
 
 def _ddim(c: _Config) -> Scheduler:
@@ -204,11 +213,7 @@ def _pndm(c: _Config) -> Scheduler:
                 f"network is told; set skip_prk_steps, or take a number of steps with an even distance",
                 Status.OUT_OF_RANGE,
             )
-        if not to_one:
-            if grid[-2] == 0.0:
-                raise ProgramError(f"{c.name}: with set_alpha_to_one off the last step stays at time 0; set steps_offset = 1", Status.OUT_OF_RANGE)
-            grid[-1] = 0.0
-        return grid
+        return grid if to_one else _to_index_zero(c, grid, "set_alpha_to_one off", "set steps_offset = 1")
 
     runge_kutta = not c.take("skip_prk_steps")
     if c.values["prediction_type"] == "v_prediction":
@@ -231,18 +236,12 @@ def _k_diffusion(
             grid = make_grid(spacing, process, steps, **({"offset": offset} if spacing == "leading" else {}))
             if levels is not None and steps > 1:
                 grid[:-1] = make_grid(levels, process, steps - 1, t_start=grid[0], t_end=grid[-2])
-            if not clean:
-                if grid[-2] == 0.0:
-                    raise ProgramError(
-                        f"{c.name}: with final_sigmas_type = 'sigma_min' the last step stays at time 0; use 'zero'", Status.OUT_OF_RANGE
-                    )
-                grid[-1] = 0.0
-            return grid
+            return grid if clean else _to_index_zero(c, grid, "final_sigmas_type = 'sigma_min'", "use 'zero'")
 
         process = _betas(c, "log_sigma" if levels else "sigma")
         time = "rounded_nodes" if rounds_karras and levels == "karras" else "process"
         prediction = c.choose("prediction_type", predictions)
-        return Scheduler(c.name, solver, process, prediction, time, times, options, **_limits(c))  # type: ignore[arg-type]
+        return Scheduler(c.name, solver, process, prediction, time, times, options, **_limits(c))
 
     return read
 
@@ -290,7 +289,7 @@ def _multistep(
         def flow_times(process: Process, steps: int) -> Any:
             return np.append(flow_levels(steps, total, float(shift)), 0.0)
 
-        return Scheduler(c.name, solver, process, prediction, "times_1000_truncated", flow_times, options, **limits)  # type: ignore[arg-type]
+        return Scheduler(c.name, solver, process, prediction, "times_1000_truncated", flow_times, options, **limits)
     c.left.discard("flow_shift")
 
     def times(process: Process, steps: int) -> Any:
@@ -311,7 +310,7 @@ def _multistep(
     rounds = levels == "karras" and not (cuts_cosine and c.values["beta_schedule"] == "squaredcos_cap_v2")
     time = "process" if levels is None else "rounded" if rounds else "truncated"
     process = _betas(c, "log_sigma" if levels else "log_alpha")
-    return Scheduler(c.name, solver, process, prediction, time, times, options, **limits)  # type: ignore[arg-type]
+    return Scheduler(c.name, solver, process, prediction, time, times, options, **limits)
 
 
 def _thousand(c: _Config) -> int:
@@ -400,7 +399,7 @@ def _sa(c: _Config) -> Scheduler:
     return _multistep(c, "sa_solver", options | {"tau_low": min(200.0, total), "tau_high": min(800.0, total)}, clean=False, stays=True)
 
 
-def _distilled(c: _Config, solver: str, options: Mapping[str, Any], end: float, limits: Mapping[str, float | None]) -> Scheduler:
+def _distilled(c: _Config, solver: str, options: Mapping[str, Any], end: float, limits: _Limits) -> Scheduler:
     original = c.take("original_inference_steps")
     for key in ("set_alpha_to_one", "steps_offset", "timestep_spacing"):
         c.left.discard(key)  # these schedulers read none of them
@@ -408,7 +407,7 @@ def _distilled(c: _Config, solver: str, options: Mapping[str, Any], end: float, 
     process = _betas(c, terminal=0.0)
     return Scheduler(
         c.name, solver, process, prediction, "process",
-        lambda process, steps: make_grid("lcm", process, steps, t_end=end, original_steps=original), options, **limits,  # type: ignore[arg-type]
+        lambda process, steps: make_grid("lcm", process, steps, t_end=end, original_steps=original), options, **limits,
     )  # fmt: skip
 
 

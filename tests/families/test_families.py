@@ -87,6 +87,53 @@ def test_golden_vectors_hold_and_the_report_names_each_verdict(digits):
 
 
 @pytest.fixture(scope="module")
+def reach(tmp_path_factory):
+    return built("reach_policy", tmp_path_factory)
+
+
+def success(path, episodes, steps, policy=None, seed=21):
+    """The share of closed-loop episodes that reach the goal."""
+    from edgegen.rollout import load_world
+
+    with edgegen.load(path, threads=1, fused=True) as session:
+
+        def act(draw_seed, **conditions):
+            return session.generate(draw_seed, steps, len(conditions["goal"]), **conditions)
+
+        reached, picture = load_world("reach_policy")(policy(act) if policy else act, episodes, seed)
+    assert picture.dtype == np.uint8 and picture.ndim == 3
+    return reached.mean()
+
+
+def test_reach_policy_weights_are_small_enough_to_commit():
+    assert (ROOT / "export" / "reach_policy" / "weights.safetensors").stat().st_size <= 2e6
+
+
+def test_reach_policy_succeeds_in_three_steps_nearly_as_often_as_in_ten(reach):
+    three, ten = success(reach, 400, 3), success(reach, 400, 10)
+    assert ten >= 0.97
+    assert three >= ten - 0.02
+
+
+def test_the_mean_action_fails_so_the_task_has_more_than_one_answer(reach):
+    """What a plain regression policy learns is the mean of the demonstrations; here, of 32 samples of the policy."""
+
+    def mean_of(act):
+        return lambda seed, **conditions: np.mean([act(seed + k, **conditions) for k in range(32)], axis=0, dtype=np.float32)
+
+    assert success(reach, 100, 5, mean_of) <= 0.75
+
+
+def test_a_goal_that_is_withheld_is_not_reached(reach):
+    """The negative control: without its goal the robot goes somewhere."""
+
+    def blind(act):
+        return lambda seed, context, goal: act(seed, context=context, goal=np.zeros_like(goal))
+
+    assert success(reach, 100, 3, blind) <= 0.5
+
+
+@pytest.fixture(scope="module")
 def checkpoint(data_folder):
     path = data_folder / "ddpm_mnist_unet" / "model_unet_res.pth"
     if not path.is_file():
