@@ -43,7 +43,7 @@ def run(solver, place="vp", steps=STEPS, grid="lambda", dtype=np.float64, x=None
 
 
 def assert_same(a, b):
-    np.testing.assert_allclose(a, b, rtol=0, atol=1e-13 * max(1.0, np.abs(b).max()) * 4)
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-13 * max(1.0, np.abs(b).max()))
 
 
 def normals(draw, shape):
