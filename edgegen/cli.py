@@ -449,7 +449,7 @@ def search(
     steps: Annotated[str, typer.Option("--steps", help="Numbers of evaluations without guidance: 4..12 or 4,6,8.")] = "4..12",
     names: Annotated[str, typer.Option("--solvers", help="Solvers to try, separated by commas.")] = "ddim,dpmpp_2m,dpmpp_3m,unipc,deis,ipndm,heun",
     quality: Annotated[str | None, typer.Option("--quality", help="file.py:function(samples, conditions) -> number, higher is better.")] = None,
-    refine: Annotated[int, typer.Option("--refine", min=0, help="Trials of the search for times, per number of evaluations.")] = 24,
+    refine: Annotated[int, typer.Option("--refine", min=0, help="Trials of the search for times, per number of evaluations.")] = 40,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Samples per trial.")] = 16,
     write: Annotated[Path | None, typer.Option("--write", help="Append the winner to this recipe as a further program.")] = None,
     within: Annotated[float, typer.Option("--within", help="The winner has the fewest evaluations whose error is at most this.")] = 0.05,

@@ -260,6 +260,13 @@ def test_search_writes_the_winner_into_the_recipe_and_the_recipe_builds(built, t
     edgegen(*arguments, "--write", "recipe.toml", "--within", "0.5", cwd=tmp_path, code=2)  # it has that program already
 
 
+def test_search_for_times_comes_nearer_than_the_solvers_own(built):
+    arguments = ["search", "t.edgegen", "--steps", "4,6", "--solvers", "dpmpp_2m", "--samples", "4", "--json"]
+    own, searched = (json.loads(edgegen(*arguments, "--refine", n, cwd=built)[0])["best"] for n in (0, 40))
+    assert all(s["error"] <= o["error"] for s, o in zip(searched, own, strict=True))
+    assert any(s["error"] < 0.95 * o["error"] and s["times"] and s["nfe"] == o["nfe"] for s, o in zip(searched, own, strict=True))
+
+
 def test_search_can_follow_a_quality_function_of_the_users(built, tmp_path):
     (tmp_path / "q.py").write_text(
         "def score(samples, conditions):\n    assert conditions['label'].shape == (4,)\n    return -float(abs(samples).mean())\n"

@@ -53,12 +53,12 @@ def shifted(process: Process, steps: int, first: float, last: float, *, shift: f
 def _between(process: Process, steps: int, first: float, last: float, inner: Callable[[float, float, int], Array]) -> Array:
     """Nodes of `inner` from first to last; where last is clean, one node fewer to `t_floor` and then the clean time."""
     if process.sigma(last) > 0:
-        times = inner(first, last, steps + 1)
-    elif steps == 1:
-        times = np.array([first, last])
-    else:
-        times = np.append(inner(first, process.t_floor, steps), last)
-    return times
+        return inner(first, last, steps + 1)
+    if steps == 1:
+        return np.array([first, last])
+    times = inner(first, process.t_floor, steps)
+    times[0], times[-1] = first, process.t_floor  # not off by the rounding of lambda and back
+    return np.append(times, last)
 
 
 def uniform_lambda(process: Process, steps: int, first: float, last: float) -> Array:

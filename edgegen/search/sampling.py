@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,7 +190,7 @@ def compare(
 
 
 def search(
-    subject: Subject, solvers: Iterable[str], steps: Iterable[int], *, quality: Quality | None = None, refine: int = 24,
+    subject: Subject, solvers: Iterable[str], steps: Iterable[int], *, quality: Quality | None = None, refine: int = 40,
     progress: Progress | None = None,
 ) -> list[Candidate]:  # fmt: skip
     """The best sampler for each number of evaluations, by increasing evaluations.
@@ -232,7 +233,6 @@ def _refined(subject: Subject, winner: Candidate, quality: Quality | None, trial
         tick(trials)
         return winner
     budget = trials
-    best, place = winner, None
 
     def attempt(family: str, start: float, end: float, power: float) -> Candidate | None:
         nonlocal budget
@@ -249,38 +249,47 @@ def _refined(subject: Subject, winner: Candidate, quality: Quality | None, trial
         except EdgegenError:
             return None
 
-    for family, powers in FAMILIES.items():
-        for power in powers or (1.0,):
-            found = attempt(family, 0.0, 0.0, power)
-            if found is not None and found.rank < best.rank:
-                best, place = found, (family, 0.0, 0.0, power)
+    places = [
+        (family, 0.0, end, power)
+        for family, powers in FAMILIES.items()
+        for power in powers or (1.0,)
+        for end in ((0.0,) if family == "polynomial" else (1.0 / winner.steps, 0.0))
+    ]
+    tried = [(found, place) for place in places if (found := attempt(*place)) is not None]
+    if not tried:
+        tick(budget)
+        return winner
+    best, place = min(tried, key=lambda pair: pair[0].rank)
     step = 1.0
-    place = place or ("karras", 0.0, 0.0, 7.0)
     while budget > 0 and step > 0.05:
         family, start, end, power = place
-        moves = [(start + 0.1 * step, end, power), (start, end + step, power), (start, max(end - step, 0.0), power),
-                 (start, end, power * 1.4**step), (start, end, power / 1.4**step), (max(start - 0.1 * step, 0.0), end, power)]  # fmt: skip
+        moves = [
+            (start, end, power * 1.4**step), (start, end, power / 1.4**step),
+            (start + 0.1 * step, end, power), (max(start - 0.1 * step, 0.0), end, power),
+            (start, end + 0.1 * step, power), (start, max(end - 0.1 * step, 0.0), power),
+        ]  # fmt: skip
         improved = False
         for move in moves:
-            found = attempt(family, *move)
+            found = attempt(family, *move) if move != place[1:] else None
             if found is not None and found.rank < best.rank:
                 best, place, improved = found, (family, *move), True
         if not improved:
             step *= 0.5
     tick(max(budget, 0))
-    return best
+    return best if best.rank < winner.rank else winner
 
 
 def _grid(process: Process, steps: int, family: str, start: float, end: float, power: float) -> tuple[float, ...]:
-    """Times from just inside the noisiest (lambda moved up by `start`) to the clean end, the last noisy node at lambda moved down by `end`."""
+    """Times to the clean end. start: how far in lambda the first is above the process's own; end: where the last noisy node of a
+    lambda or rho grid is, as a fraction of the range of lambda from its cleaner end (polynomial grids reach the clean end themselves).
+    """
     first, last = process.t_first, process.t_last
-    if start > 0.0 and np.isfinite(process.lam(first)):
-        first = float(process.inverse_lambda(float(process.lam(first)) + start))
+    low, high = float(process.lam(first)), float(process.lam(process.t_floor))
+    if start > 0.0 and math.isfinite(low):
+        first = float(process.inverse_lambda(low + start))
     options = {} if family == "lambda" else {"power": power}
-    if float(process.sigma(last)) > 0.0:
-        return tuple(make_grid(family, process, steps, t_start=first, t_end=None, multistep=False, **options).tolist())
-    floor = float(process.inverse_lambda(float(process.lam(process.t_floor)) - end))
-    if steps == 1 or not last < floor < first:
+    floor = float(process.inverse_lambda(high - end * (high - low))) if math.isfinite(low) else process.t_floor
+    if float(process.sigma(last)) > 0.0 or family == "polynomial" or not last < floor < first:
         return tuple(make_grid(family, process, steps, t_start=first, t_end=None, multistep=False, **options).tolist())
     inner = make_grid(family, process, steps - 1, t_start=first, t_end=floor, multistep=False, **options)
     return (*inner.tolist(), last)
