@@ -106,7 +106,7 @@ def edgegen_loop(path: Path, *, fused: bool) -> Callable[[], object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--episodes", type=int, default=1000)
+    parser.add_argument("--episodes", type=int, default=500)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--runs", type=int, default=40)
