@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgegen.diffusion import Process
-from edgegen.errors import ProgramError, Status, nearest
 from edgegen.program import Program
 from edgegen.solvers.exponential import adams, finite, lagrange, ramp, step
 from edgegen.solvers.lowering import NOISE, Grid, Lowering, Node, Prediction
+from edgegen.solvers.options import one_of, whole_number
 
 __all__ = ["deis", "ipndm", "lms", "pndm"]
 
@@ -34,21 +34,20 @@ def deis(
     steps. variable: what it is a polynomial in: "t", "rho" or "log_rho" (= -lambda). lower_order_final: end with lower degrees
     below 15 steps, as diffusers' DEISMultistepScheduler does.
     """
-    if variable not in _WEIGHTS:
-        raise ProgramError(f"deis: no variable {variable!r}: {nearest(variable, _WEIGHTS)}", Status.UNKNOWN_NAME)
-    _check_order("deis", order, 0, 3)
+    one_of("deis", "variable", variable, _WEIGHTS)
+    whole_number("deis", "order", order, 0, 3)
     return _adams_bashforth("deis", process, prediction, grid, variable, order + 1, lower_order_final)
 
 
 def lms(process: Process, prediction: Prediction, grid: Grid, *, order: int = 4) -> Program:
     """Linear multistep in rho with up to `order` (1 to 4) estimates: k-diffusion's LMS, which is rhoAB with as many estimates."""
-    _check_order("lms", order, 1, 4)
+    whole_number("lms", "order", order, 1, 4)
     return _adams_bashforth("lms", process, prediction, grid, "rho", order, False)
 
 
 def ipndm(process: Process, prediction: Prediction, grid: Grid, *, order: int = 4) -> Program:
     """Improved PNDM: the DDIM step with Adams-Bashforth's mean of the last `order` (1 to 4) noise estimates; made for uniform times."""
-    _check_order("ipndm", order, 1, 4)
+    whole_number("ipndm", "order", order, 1, 4)
     p = Lowering("ipndm", process, prediction, grid)
     history: list[str] = []
     for i, (s, t) in enumerate(pairwise(p.nodes)):
@@ -157,8 +156,3 @@ def _in_log_rho(process: Process, nodes: Sequence[Node], t: Node) -> list[float]
 
 
 _WEIGHTS: dict[str, Callable[[Process, Sequence[Node], Node], list[float]]] = {"t": _in_time, "rho": _in_rho, "log_rho": _in_log_rho}
-
-
-def _check_order(solver: str, order: int, low: int, high: int) -> None:
-    if isinstance(order, bool) or not isinstance(order, int) or not low <= order <= high:
-        raise ProgramError(f"{solver}: expected an order from {low} to {high}, found {order!r}", Status.OUT_OF_RANGE)

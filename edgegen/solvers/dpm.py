@@ -10,21 +10,17 @@ from itertools import pairwise
 
 from edgegen.diffusion import Process
 from edgegen.diffusion.grids import fast_orders
-from edgegen.errors import ProgramError, Status, nearest
+from edgegen.errors import ProgramError, Status
 from edgegen.program import Program
 from edgegen.solvers.exponential import finite, integrals, ramp, step
 from edgegen.solvers.lowering import DATA, NOISE, Grid, Lowering, Node, Prediction
+from edgegen.solvers.options import one_of, whole_number
 
 __all__ = ["difference_terms", "dpm_solver", "dpmpp_2m", "dpmpp_2s", "dpmpp_3m", "dpmpp_3s"]
 
 METHODS = ("singlestep", "multistep", "fast")
 VARIANTS = ("midpoint", "heun", "midpoint_everywhere")
 CURVATURES = ("compat", "exact")
-
-
-def _choose(name: str, value: object, choices: Sequence[object]) -> None:
-    if value not in choices:
-        raise ProgramError(f"{name}: {nearest(str(value), [str(c) for c in choices])}, found {value!r}", Status.UNKNOWN_NAME)
 
 
 def dpm_solver(
@@ -43,13 +39,13 @@ def dpm_solver(
 
 def dpmpp_2s(process: Process, prediction: Prediction, grid: Grid, *, method: str = "singlestep", variant: str = "midpoint") -> Program:
     """DPM-Solver++ 2S: two evaluations inside each step, the inner one half-way in lambda. method, variant: as in `dpm_solver`."""
-    _choose("dpmpp_2s: method", method, METHODS[::2])
+    one_of("dpmpp_2s", "method", method, METHODS[::2])
     return _solve("dpmpp_2s", DATA, process, prediction, grid, 2, method, variant, False, "compat")
 
 
 def dpmpp_3s(process: Process, prediction: Prediction, grid: Grid, *, method: str = "singlestep", variant: str = "midpoint") -> Program:
     """DPM-Solver++ 3S: three evaluations inside each step, at 0, 1/3 and 2/3 of it in lambda. method, variant: as in `dpm_solver`."""
-    _choose("dpmpp_3s: method", method, METHODS[::2])
+    one_of("dpmpp_3s", "method", method, METHODS[::2])
     return _solve("dpmpp_3s", DATA, process, prediction, grid, 3, method, variant, False, "compat")
 
 
@@ -62,7 +58,7 @@ def dpmpp_2m(
     Steps that end at sigma = 0 or start at alpha = 0, the first step, and the step after a start at alpha = 0 are of first
     order: h is infinite there. lower_order_final: also the last step, below 15 steps.
     """
-    _choose("dpmpp_2m: variant", variant, VARIANTS[:2])
+    one_of("dpmpp_2m", "variant", variant, VARIANTS[:2])
     return _solve("dpmpp_2m", DATA, process, prediction, grid, 2, "multistep", variant, lower_order_final, "compat")
 
 
@@ -81,10 +77,10 @@ def _solve(
     name: str, form: str, process: Process, prediction: Prediction, grid: Grid, order: int, method: str, variant: str,
     lower_order_final: bool, d2: str,
 ) -> Program:  # fmt: skip
-    _choose(f"{name}: order", order, (1, 2, 3))
-    _choose(f"{name}: method", method, METHODS)
-    _choose(f"{name}: variant", variant, VARIANTS)
-    _choose(f"{name}: d2", d2, CURVATURES)
+    whole_number(name, "order", order, 1, 3)
+    one_of(name, "method", method, METHODS)
+    one_of(name, "variant", variant, VARIANTS)
+    one_of(name, "d2", d2, CURVATURES)
     p = Lowering(name, process, prediction, grid)
     if method == "multistep":
         _multistep(p, form, order, variant, lower_order_final, d2)

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from edgegen.diffusion import Process
-from edgegen.errors import ProgramError, Status, nearest
+from edgegen.errors import ProgramError, Status
 from edgegen.program import Program
 from edgegen.solvers.ddim import ddim
 from edgegen.solvers.dpm import dpm_solver, dpmpp_2m, dpmpp_2s, dpmpp_3m, dpmpp_3s
 from edgegen.solvers.lowering import Grid, Mix, Prediction
+from edgegen.solvers.options import one_of
 
 __all__ = ["dualfast"]
 
@@ -40,10 +41,8 @@ def dualfast(
     first); negative counts back from the current step (-1: the one before); a list gives each step's. where: "m0_only" mixes in the
     first-order term, "everywhere" also in difference terms and inner stages.
     """
-    if base not in BASES:
-        raise ProgramError(f"dualfast: no base {base!r}: {nearest(base, BASES)}", Status.UNKNOWN_NAME)
-    if where not in PLACES:
-        raise ProgramError(f"dualfast: no place {where!r}: {nearest(where, PLACES)}", Status.UNKNOWN_NAME)
+    one_of("dualfast", "base", base, BASES)
+    one_of("dualfast", "place", where, PLACES)
     steps = len(grid) - 1
     schedule = tuple(float(v) for v in c) if isinstance(c, Sequence) else tuple(float(c) * i / max(steps - 1, 1) for i in range(steps))
     chosen = tuple(tau) if isinstance(tau, Sequence) else (tau,) * steps

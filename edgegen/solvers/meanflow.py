@@ -6,9 +6,10 @@ from itertools import pairwise
 
 from edgegen.diffusion import Process
 from edgegen.diffusion.processes import Flow
-from edgegen.errors import ProgramError, Status, nearest
+from edgegen.errors import ProgramError, Status
 from edgegen.program import Imm, Program
 from edgegen.solvers.lowering import Grid, Lowering, Prediction
+from edgegen.solvers.options import one_of
 
 __all__ = ["meanflow"]
 
@@ -21,8 +22,7 @@ def meanflow(process: Process, prediction: Prediction, grid: Grid, *, conditioni
     conditioning: what the network's second time input (role `r`) receives: "t_r" the end of the step (MeanAudio; diffusers'
     FlowMapEuler), or "t_h" its length t - r (the authors' code). Guidance belongs inside such a network, at training time.
     """
-    if conditioning not in CONDITIONINGS:
-        raise ProgramError(f"meanflow has no conditioning {conditioning!r}: {nearest(conditioning, CONDITIONINGS)}", Status.UNKNOWN_NAME)
+    one_of("meanflow", "conditioning", conditioning, CONDITIONINGS)
     if not isinstance(process, Flow) or prediction.kind != "average_velocity":
         raise ProgramError(
             f"meanflow needs the process 'flow' and the prediction 'average_velocity', found {type(process).__name__} and {prediction.kind!r}",

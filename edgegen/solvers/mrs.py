@@ -11,11 +11,12 @@ from itertools import pairwise
 
 from edgegen.diffusion import Process
 from edgegen.diffusion.processes import MeanReverting
-from edgegen.errors import ProgramError, Status, nearest
+from edgegen.errors import ProgramError, Status
 from edgegen.program import Clamp, Program
 from edgegen.solvers.dpm import difference_terms
 from edgegen.solvers.exponential import integrals, ramp, step
 from edgegen.solvers.lowering import DATA, NOISE, Grid, Lowering, Node, Prediction
+from edgegen.solvers.options import one_of, whole_number
 
 __all__ = ["mrs"]
 
@@ -34,10 +35,8 @@ def mrs(
     """
     if not isinstance(process, MeanReverting):
         raise ProgramError(f"mrs needs the process 'mean_reverting', found {type(process).__name__}", Status.OUT_OF_RANGE)
-    if form not in FORMS:
-        raise ProgramError(f"mrs has no form {form!r}: {nearest(form, FORMS)}", Status.UNKNOWN_NAME)
-    if order not in (1, 2, 3) or (sde and order == 3):
-        raise ProgramError(f"mrs: expected order 1 to {2 if sde else 3}, found {order!r}", Status.OUT_OF_RANGE)
+    one_of("mrs", "form", form, FORMS)
+    whole_number("mrs", "order", order, 1, 2 if sde else 3)
     if prediction.kind not in PREDICTED or prediction.limited:
         raise ProgramError(f"mrs takes predictions {', '.join(PREDICTED)} without clip or threshold, found {prediction.kind!r}", Status.OUT_OF_RANGE)
     p = Lowering("mrs", process, prediction, grid)

@@ -11,10 +11,11 @@ from itertools import pairwise
 
 from edgegen.diffusion import Process
 from edgegen.diffusion.processes import VPBetas
-from edgegen.errors import ProgramError, Status, nearest
+from edgegen.errors import ProgramError, Status
 from edgegen.program import Program, Reg
 from edgegen.solvers.exponential import step
 from edgegen.solvers.lowering import DATA, Grid, Lowering, Node, Prediction
+from edgegen.solvers.options import one_of, whole_number
 
 __all__ = ["ddgan", "ddpm", "prodiff"]
 
@@ -25,8 +26,7 @@ def ddpm(process: Process, prediction: Prediction, grid: Grid, *, variance: str 
     """Ancestral sampling. variance of the noise: "small" (the posterior's; equal to DDIM with eta = 1 where nothing is clipped) or
     "large" (the forward process's beta). A clipped x0 enters the posterior mean, as in diffusers' DDPMScheduler.
     """
-    if variance not in VARIANCES:
-        raise ProgramError(f"ddpm: no variance {variance!r}: {nearest(variance, VARIANCES)}", Status.UNKNOWN_NAME)
+    one_of("ddpm", "variance", variance, VARIANCES)
     p = Lowering("ddpm", process, prediction, grid)
     for s, t in pairwise(p.nodes):
         _draw(p, s, t, p.data(s, p.network(s)), t, large=variance == "large")
@@ -38,8 +38,7 @@ def ddgan(process: Process, prediction: Prediction, grid: Grid, *, latent: int =
 
     The process is vp_betas with schedule "ddgan" and as many betas as steps; the network's time is the index, not scaled.
     """
-    if isinstance(latent, bool) or not isinstance(latent, int) or latent < 1:
-        raise ProgramError(f"ddgan: expected a latent size >= 1, found {latent!r}", Status.OUT_OF_RANGE)
+    whole_number("ddgan", "latent", latent, 1, 2**20)
     p = Lowering("ddgan", process, prediction, grid)
     for s, t in pairwise(p.nodes):
         z = p.noise((latent,))

@@ -12,10 +12,11 @@ from itertools import pairwise
 
 from edgegen.diffusion import Process
 from edgegen.diffusion.processes import Flow
-from edgegen.errors import ProgramError, Status, nearest
+from edgegen.errors import ProgramError, Status
 from edgegen.program import Program
 from edgegen.solvers.exponential import step
 from edgegen.solvers.lowering import DATA, NOISE, Grid, Lowering, Node, Prediction, away
+from edgegen.solvers.options import one_of
 
 __all__ = ["TABLEAUS", "deis_rk", "dpmpp_2s_a", "euler", "euler_a", "heun", "kdpm2", "kdpm2_a"]
 
@@ -49,8 +50,7 @@ def heun(process: Process, prediction: Prediction, grid: Grid) -> Program:
 
 def deis_rk(process: Process, prediction: Prediction, grid: Grid, *, tableau: str = "3kutta") -> Program:
     """DEIS's rhoRK: a Runge-Kutta method of `TABLEAUS` in rho; a step to sigma = 0 is Euler's."""
-    if tableau not in TABLEAUS:
-        raise ProgramError(f"deis_rk has no tableau {tableau!r}: {nearest(tableau, TABLEAUS)}", Status.UNKNOWN_NAME)
+    one_of("deis_rk", "tableau", tableau, TABLEAUS)
     return _explicit("deis_rk", process, prediction, grid, TABLEAUS[tableau])
 
 

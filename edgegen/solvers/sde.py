@@ -17,22 +17,18 @@ from itertools import pairwise
 
 from edgegen.diffusion import Process
 from edgegen.diffusion.processes import VarianceExploding, VPBetas
-from edgegen.errors import ProgramError, Status, nearest
+from edgegen.errors import ProgramError, Status
 from edgegen.program import Program
 from edgegen.solvers.dpm import difference_terms
 from edgegen.solvers.exponential import adams, finite, integrals, ramp, step
 from edgegen.solvers.lowering import DATA, NOISE, Grid, Lowering, Node, Prediction
+from edgegen.solvers.options import one_of, whole_number
 
 __all__ = ["dpmpp_sde", "sa_solver"]
 
 CURVATURES = ("compat", "exact", "diffusers")
 METHODS = ("multistep", "singlestep")
 VARIANTS = ("midpoint", "heun")
-
-
-def _choose(what: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ProgramError(f"dpmpp_sde: no {what} {value!r}: {nearest(value, choices)}", Status.UNKNOWN_NAME)
 
 
 def dpmpp_sde(
@@ -46,7 +42,7 @@ def dpmpp_sde(
     "compat" (half of it, as k-diffusion) or "diffusers" (whose sign is wrong: order 1).
     """
     for what, value, choices in (("variant", variant, VARIANTS), ("method", method, METHODS), ("form", form, (DATA, NOISE)), ("d2", d2, CURVATURES)):
-        _choose(what, value, choices)
+        one_of("dpmpp_sde", what, value, choices)
     if order not in (1, 2, 3) or (form == NOISE and (order == 3 or eta != 1.0 or method != "multistep")):
         raise ProgramError(f"dpmpp_sde: order {order} with form {form!r}, eta {eta:g}, method {method!r} is not a method", Status.OUT_OF_RANGE)
     p = Lowering("dpmpp_sde", process, prediction, grid)
@@ -147,8 +143,7 @@ def sa_solver(
     predictor's draw and tau again.
     """
     for name, value, least in (("predictor_order", predictor_order, 1), ("corrector_order", corrector_order, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 4:
-            raise ProgramError(f"sa_solver: expected {name} from {least} to 4, found {value!r}", Status.OUT_OF_RANGE)
+        whole_number("sa_solver", name, value, least, 4)
     low, high = _noisy_times(process)
     low, high = (low if tau_low is None else tau_low), (high if tau_high is None else tau_high)
     p = Lowering("sa_solver", process, prediction, grid)

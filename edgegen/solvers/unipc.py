@@ -9,10 +9,10 @@ from itertools import pairwise
 import numpy as np
 
 from edgegen.diffusion import Process
-from edgegen.errors import ProgramError, Status, nearest
 from edgegen.program import Program
 from edgegen.solvers.exponential import finite, integrals, ramp, step
 from edgegen.solvers.lowering import DATA, NOISE, Grid, Lowering, Node, Prediction
+from edgegen.solvers.options import one_of, whole_number
 
 __all__ = ["unipc"]
 
@@ -33,12 +33,9 @@ def unipc(
     variant: B(h) = h ("bh1") or expm1(h) ("bh2"); it matters for the predictor of order 2 and the corrector of order 1 only.
     lower_order_final: the last steps have orders ..., 2, 1, for any number of steps, as in diffusers.
     """
-    if variant not in VARIANTS:
-        raise ProgramError(f"unipc has no variant {variant!r}: {nearest(variant, VARIANTS)}", Status.UNKNOWN_NAME)
-    if form not in FORMS:
-        raise ProgramError(f"unipc has no form {form!r}: {nearest(form, FORMS)}", Status.UNKNOWN_NAME)
-    if order not in (1, 2, 3):
-        raise ProgramError(f"unipc: expected an order from 1 to 3, found {order!r}", Status.OUT_OF_RANGE)
+    one_of("unipc", "variant", variant, VARIANTS)
+    one_of("unipc", "form", form, FORMS)
+    whole_number("unipc", "order", order, 1, 3)
     p = Lowering("unipc", process, prediction, grid)
     history: list[tuple[Node, str]] = []
     corrected, used = p.x, 0

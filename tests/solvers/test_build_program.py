@@ -117,7 +117,7 @@ def test_noise_form_sde_is_refused_at_sigma_zero():
         ("ddpm", dict(variance="learned"), "no variance 'learned'"),
         ("tcd", dict(gamma=1.5), "gamma from 0 to 1"),
         ("lcm", dict(timestep_scaling=0.0), "timestep_scaling > 0"),
-        ("ddgan", dict(latent=0), "latent size >= 1"),
+        ("ddgan", dict(latent=0), "latent from 1 to"),
         ("dualfast", dict(base="heun"), "no base 'heun'"),
         ("dualfast", dict(where="nowhere"), "no place"),
         ("dualfast", dict(c=[0.1]), "4 values of c and tau"),
