@@ -141,30 +141,24 @@ def _few(seed: int, draw: int, count: int) -> list[float]:
 
 
 def _one_pair(w_radius: int, w_angle: int) -> tuple[float, float]:
-    """`_pair` of two numbers."""
+    """`_pair` of two numbers; written out, because calls would cost as much as the arithmetic."""
     m, exponent = math.frexp(w_radius * 2.0**-32 + 2.0**-33)
     if 2.0 * m <= _SQRT2:
         m, exponent = 2.0 * m, exponent - 1
     s = (m - 1.0) / (m + 1.0)
-    theta = ((w_angle & 0x3FFFFFFF) - (2.0**29 - 0.5)) * _ANGLE
-    radius = math.sqrt(-2.0 * _logarithm(s, exponent))
+    z = s * s
+    t0, t1, t2, t3, t4 = _LOG
+    q = ((((t0 * z + t1) * z + t2) * z + t3) * z + t4) * z * s + s
+    radius = math.sqrt(-2.0 * (q + q + exponent * _LN_2))
+    theta = ((w_angle & 0x3FFFFFFF) - 536870911.5) * _ANGLE
     z = theta * theta
-    sine = (_polynomial(_SINE, z) * theta + theta) * radius
-    cosine = (_polynomial(_COSINE, z) + 1.0) * radius
+    t0, t1, t2, t3, t4 = _SINE
+    sine = (((((t0 * z + t1) * z + t2) * z + t3) * z + t4) * z * theta + theta) * radius
+    t0, t1, t2, t3, t4 = _COSINE
+    cosine = (((((t0 * z + t1) * z + t2) * z + t3) * z + t4) * z + 1.0) * radius
     if w_angle & 0x80000000:
         cosine = -cosine
     return (sine, cosine) if w_angle & 0x40000000 else (cosine, sine)
-
-
-def _logarithm(s: float, exponent: int) -> float:
-    q = _polynomial(_LOG, s * s) * s + s
-    return q + q + exponent * _LN_2
-
-
-def _polynomial(terms: tuple[float, ...], z: float) -> float:
-    """((((t0 z + t1) z + t2) z + t3) z + t4) z."""
-    t0, t1, t2, t3, t4 = terms
-    return ((((t0 * z + t1) * z + t2) * z + t3) * z + t4) * z
 
 
 def normals(seed: int, draw: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
