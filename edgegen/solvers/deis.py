@@ -26,41 +26,51 @@ ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 2
 
 
 def deis(
-    process: Process, prediction: Prediction, grid: Grid, *, variable: str = "t", order: int = 3, lower_order_final: bool = False
+    process: Process, prediction: Prediction, grid: Grid, *, variable: str = "t", order: int = 3, lower_order_final: bool = True
 ) -> Program:  # fmt: skip
     """x' = (alpha' / alpha) x + sum_j C_j eps_j,  C_j = alpha' times the integral of l_j d rho over the step.
 
     order: the degree 0 to 3 of the polynomial through the last order + 1 noise estimates (0 is DDIM); it grows from 0 in the first
     steps. variable: what it is a polynomial in: "t", "rho" or "log_rho" (= -lambda). lower_order_final: end with lower degrees
-    below 15 steps, as diffusers' DEISMultistepScheduler does.
+    below 15 steps, as diffusers' DEISMultistepScheduler does (the authors' code does not).
     """
     one_of("deis", "variable", variable, _WEIGHTS)
     whole_number("deis", "order", order, 0, 3)
     return _adams_bashforth("deis", process, prediction, grid, variable, order + 1, lower_order_final)
 
 
-def lms(process: Process, prediction: Prediction, grid: Grid, *, order: int = 4) -> Program:
-    """Linear multistep in rho with up to `order` (1 to 4) estimates: k-diffusion's LMS, which is rhoAB with as many estimates."""
+def lms(process: Process, prediction: Prediction, grid: Grid, *, order: int = 4, lower_order_final: bool = False) -> Program:
+    """Linear multistep in rho with up to `order` (1 to 4) estimates: k-diffusion's LMS, which is rhoAB with as many estimates.
+
+    lower_order_final: as in `deis`; diffusers' LMSDiscreteScheduler has none.
+    """
     whole_number("lms", "order", order, 1, 4)
-    return _adams_bashforth("lms", process, prediction, grid, "rho", order, False)
+    return _adams_bashforth("lms", process, prediction, grid, "rho", order, lower_order_final)
 
 
-def ipndm(process: Process, prediction: Prediction, grid: Grid, *, order: int = 4) -> Program:
-    """Improved PNDM: the DDIM step with Adams-Bashforth's mean of the last `order` (1 to 4) noise estimates; made for uniform times."""
+def ipndm(process: Process, prediction: Prediction, grid: Grid, *, order: int = 4, lower_order_final: bool = False) -> Program:
+    """Improved PNDM: the DDIM step with Adams-Bashforth's mean of the last `order` (1 to 4) noise estimates; made for uniform times.
+
+    lower_order_final: as in `deis`; the authors have none.
+    """
     whole_number("ipndm", "order", order, 1, 4)
     p = Lowering("ipndm", process, prediction, grid)
     history: list[str] = []
     for i, (s, t) in enumerate(pairwise(p.nodes)):
         history = [p.estimate(NOISE, s), *history][:order]
-        _ddim_step(p, s, t, p.x, list(zip(ADAMS_BASHFORTH[min(i + 1, order) - 1], history, strict=True)))
+        used = ramp(i, p.steps, order, lower_order_final)
+        _ddim_step(p, s, t, p.x, list(zip(ADAMS_BASHFORTH[used - 1], history[:used], strict=True)))
     return p.finish()
 
 
-def pndm(process: Process, prediction: Prediction, grid: Grid, *, runge_kutta: bool = False) -> Program:
+def pndm(
+    process: Process, prediction: Prediction, grid: Grid, *, runge_kutta: bool = False, lower_order_final: bool = False
+) -> Program:  # fmt: skip
     """Pseudo linear multistep: the first interval is done twice (with e0, then with the mean of e0 and the estimate at its end), later
     ones with 2, 3, then 4 estimates: steps + 1 evaluations.
 
     runge_kutta: pseudo Runge-Kutta in the first three intervals instead (4 evaluations each): steps + 9 evaluations.
+    lower_order_final: as in `deis`; diffusers' PNDMScheduler has none.
     """
     p = Lowering("pndm", process, prediction, grid)
     history: list[str] = []
@@ -77,7 +87,8 @@ def pndm(process: Process, prediction: Prediction, grid: Grid, *, runge_kutta: b
             else:
                 _ddim_step(p, s, t, x, [(1.0, e)])
         else:
-            _ddim_step(p, s, t, x, list(zip(ADAMS_BASHFORTH[len(history) - 1], history, strict=True)))
+            used = ramp(i, p.steps, len(history), lower_order_final)
+            _ddim_step(p, s, t, x, list(zip(ADAMS_BASHFORTH[used - 1], history[:used], strict=True)))
     return p.finish()
 
 

@@ -80,14 +80,14 @@ def updates(program):
 
 @pytest.mark.parametrize("step", TAB3)
 def test_tab3_has_the_coefficients_of_the_specification(step):
-    program = build_program("deis", VP, "epsilon", 10, grid="quadratic", t_start=1.0, t_end=1e-3, variable="t", order=3)
+    program = build_program("deis", VP, "epsilon", 10, grid="quadratic", t_start=1.0, t_end=1e-3, variable="t", order=3, lower_order_final=False)
     found = updates(program)
     assert len(found) == 10
     np.testing.assert_allclose(found[step], TAB3[step], atol=6e-11, rtol=0)
 
 
 def test_the_times_of_the_listed_tab3_step_are_those_of_the_specification():
-    program = build_program("deis", VP, "epsilon", 10, grid="quadratic", t_start=1.0, t_end=1e-3, variable="t", order=3)
+    program = build_program("deis", VP, "epsilon", 10, grid="quadratic", t_start=1.0, t_end=1e-3, variable="t", order=3, lower_order_final=False)
     np.testing.assert_allclose([program.steps[2].time, program.steps[3].time], [0.503372, 0.375339], atol=5e-7)
 
 

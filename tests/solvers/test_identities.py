@@ -199,13 +199,16 @@ def test_kdpm2_is_dpm_solver_2s_in_edm_coordinates_and_elsewhere():
 
 @pytest.mark.parametrize("place", PLACES)
 def test_deis_in_log_rho_of_degree_1_is_dpm_solver_multistep_2_taylor(place):
-    assert_same(run("deis", place, variable="log_rho", order=1), run("dpm_solver", place, order=2, variant="heun", lower_order_final=False))
+    assert_same(
+        run("deis", place, variable="log_rho", order=1, lower_order_final=False),
+        run("dpm_solver", place, order=2, variant="heun", lower_order_final=False),
+    )
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_deis_in_log_rho_of_degree_2_is_exact_dpm_solver_multistep_3(place):
     exact = run("dpm_solver", place, order=3, d2="exact", variant="heun", lower_order_final=False)
-    assert_same(run("deis", place, variable="log_rho", order=2), exact)
+    assert_same(run("deis", place, variable="log_rho", order=2, lower_order_final=False), exact)
 
 
 @pytest.mark.parametrize("lower", [False, True])
@@ -260,7 +263,7 @@ def test_bh_matters_for_the_predictor_of_order_2_and_the_corrector_of_order_1_on
 @pytest.mark.parametrize("place", PLACES)
 def test_lms_is_rho_adams_bashforth_with_as_many_estimates(place):
     for order in (1, 2, 3, 4):
-        assert_same(run("lms", place, order=order), run("deis", place, variable="rho", order=order - 1))
+        assert_same(run("lms", place, order=order), run("deis", place, variable="rho", order=order - 1, lower_order_final=False))
 
 
 def test_lms_and_ipndm_agree_on_equal_steps_of_rho():
@@ -274,7 +277,7 @@ def test_lms_and_ipndm_agree_on_equal_steps_of_rho():
 
 def test_rho_ab_1_has_the_closed_form_of_the_specification():
     times = [0.9, 0.6, 0.35]
-    program = build_program("deis", VP, "epsilon", 2, grid=times, variable="rho", order=1)
+    program = build_program("deis", VP, "epsilon", 2, grid=times, variable="rho", order=1, lower_order_final=False)
     before, here, there = (rho(VP, t) for t in times)
     step, last = there - here, here - before
     alpha = float(VP.alpha(times[2]))
@@ -312,7 +315,7 @@ TIMES = [0.9, 0.72, 0.6, 0.41, 0.3]
 @pytest.mark.parametrize("process", [VP, make_process("vp_cosine"), FLOW], ids=["vp", "cosine", "flow"])
 @pytest.mark.parametrize(("variable", "name"), [("t", "t"), ("rho", "rho"), ("lambda", "log_rho")])
 def test_deis_weights_are_the_integrals_of_section_1(process, variable, name):
-    program = build_program("deis", process, "epsilon", 4, grid=TIMES, variable=name, order=3)
+    program = build_program("deis", process, "epsilon", 4, grid=TIMES, variable=name, order=3, lower_order_final=False)
     for i, found in enumerate(weights(program)):
         s, t = TIMES[i], TIMES[i + 1]
         wanted = quadrature_weights(process, TIMES[i::-1], t, variable, "noise")
@@ -724,7 +727,10 @@ def test_lower_order_final_of_mrs_is_the_authors_off_by_one():
     [
         ("dpm_solver", dict(order=3), [1, 2, 3, 3, 2, 1]),
         ("deis", dict(variable="log_rho", order=2, lower_order_final=True), [1, 2, 3, 3, 2, 1]),
-        ("deis", dict(variable="t", order=3), [1, 2, 3, 4, 4, 4]),
+        ("deis", dict(variable="t", order=3, lower_order_final=False), [1, 2, 3, 4, 4, 4]),
+        ("lms", dict(lower_order_final=True), [1, 2, 3, 3, 2, 1]),
+        ("ipndm", dict(lower_order_final=True), [1, 2, 3, 3, 2, 1]),
+        ("pndm", dict(lower_order_final=True), [1, 2, 2, 3, 3, 2, 1]),
         ("unipc", dict(order=3, form="noise", corrector=False), [1, 2, 3, 3, 2, 1]),
         ("ipndm", dict(order=4), [1, 2, 3, 4, 4, 4]),
     ],
