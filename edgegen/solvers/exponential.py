@@ -22,7 +22,7 @@ import numpy as np
 from edgegen.errors import ProgramError, Status
 from edgegen.solvers.lowering import DATA, Node, away
 
-__all__ = ["Transfer", "adams", "finite", "integrals", "ramp", "step"]
+__all__ = ["Transfer", "adams", "ancestral", "finite", "integrals", "ramp", "step"]
 
 LOWER_ORDER_BELOW = 15
 """`lower_order_final` lowers the order of the last steps below this many steps, as in diffusers."""
@@ -73,6 +73,15 @@ class Transfer:
 def step(form: str, s: Node, t: Node) -> Transfer:
     """The exact step of a form from s to t."""
     return Transfer(form, s, t)
+
+
+def ancestral(s: Node, t: Node, eta: float) -> tuple[float, float]:
+    """(rho_down, rho_up) of an ancestral step: down to rho_down without noise, then rho_up of fresh noise, with
+    rho_down^2 + rho_up^2 = rho'^2 and rho_up = eta rho' sqrt(1 - (rho' / rho)^2). eta: 0 (no noise) to 1. Nothing cancels.
+    """
+    here, there = away(s).rho, t.rho
+    up = min(there, eta * there * math.sqrt(1.0 - (there / here) ** 2))
+    return there * math.sqrt(1.0 - eta**2 + (eta * there / here) ** 2), up
 
 
 def finite(*nodes: Node) -> bool:

@@ -14,7 +14,7 @@ from edgegen.diffusion import Process
 from edgegen.diffusion.processes import Flow
 from edgegen.errors import ProgramError, Status
 from edgegen.program import Program
-from edgegen.solvers.exponential import step
+from edgegen.solvers.exponential import ancestral, step
 from edgegen.solvers.lowering import DATA, NOISE, Grid, Lowering, Node, Prediction, away
 from edgegen.solvers.options import one_of
 
@@ -71,7 +71,7 @@ def euler_a(process: Process, prediction: Prediction, grid: Grid, *, eta: float 
     """Euler ancestral: to rho_down without noise, then rho_up of fresh noise, rho_down^2 + rho_up^2 = rho'^2. eta: 0 is Euler, 1 DDPM."""
     p = Lowering("euler_a", process, prediction, grid)
     for s, t in pairwise(p.nodes):
-        down, up = _ancestral(s, t, eta)
+        down, up = ancestral(s, t, eta)
         noise = p.estimate(NOISE, s)
         ratio = t.alpha / away(s).alpha
         p.advance(p.combine([(ratio, p.x), (t.alpha * (down - s.rho), noise), *_fresh(p, t, up)]), t)
@@ -82,7 +82,7 @@ def kdpm2_a(process: Process, prediction: Prediction, grid: Grid, *, eta: float 
     """DPM-2 ancestral: `kdpm2` to rho_down, then rho_up of fresh noise, as in `euler_a`."""
     p = Lowering("kdpm2_a", process, prediction, grid)
     for s, t in pairwise(p.nodes):
-        down, up = _ancestral(s, t, eta)
+        down, up = ancestral(s, t, eta)
         x, noise = p.x, p.estimate(NOISE, s)
         if down > 0.0:
             middle = p.at_rho(math.sqrt(s.rho * down))
@@ -97,7 +97,7 @@ def dpmpp_2s_a(process: Process, prediction: Prediction, grid: Grid, *, eta: flo
     """DPM-Solver++ 2S ancestral (k-diffusion): 2S to rho_down with the middle half-way in lambda, then rho_up of fresh noise."""
     p = Lowering("dpmpp_2s_a", process, prediction, grid)
     for s, t in pairwise(p.nodes):
-        down, up = _ancestral(s, t, eta)
+        down, up = ancestral(s, t, eta)
         x, m = p.x, p.estimate(DATA, s)
         if down > 0.0:
             end = p.at_rho(down)
@@ -158,13 +158,6 @@ def _part(p: Lowering, s: Node, t: Node, position: float) -> Node:
 
 def _middle(p: Lowering, s: Node, t: Node) -> Node:
     return p.node(0.5 * (s.time + t.time)) if isinstance(p.process, Flow) else p.at_lambda(0.5 * (away(s).lam + t.lam))
-
-
-def _ancestral(s: Node, t: Node, eta: float) -> tuple[float, float]:
-    """(rho_down, rho_up) of an ancestral step: rho_up = eta rho' sqrt(1 - (rho' / rho)^2), at most rho'; rho_down without cancellation."""
-    here, there = away(s).rho, t.rho
-    up = min(there, eta * there * math.sqrt(1.0 - (there / here) ** 2))
-    return there * math.sqrt(1.0 - eta**2 + (eta * there / here) ** 2), up
 
 
 def _fresh(p: Lowering, t: Node, up: float) -> list[tuple[float, str]]:

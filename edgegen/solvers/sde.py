@@ -20,7 +20,7 @@ from edgegen.diffusion.processes import VarianceExploding, VPBetas
 from edgegen.errors import ProgramError, Status
 from edgegen.program import Program
 from edgegen.solvers.dpm import difference_terms
-from edgegen.solvers.exponential import adams, finite, integrals, ramp, step
+from edgegen.solvers.exponential import adams, ancestral, finite, integrals, ramp, step
 from edgegen.solvers.lowering import DATA, NOISE, Grid, Lowering, Node, Prediction
 from edgegen.solvers.options import one_of, whole_number
 
@@ -107,29 +107,22 @@ def _singlestep(p: Lowering, eta: float) -> None:
             p.advance(p.combine([(whole.a, x), (whole.first, m0)]), t)
             continue
         middle = p.at_lambda(0.5 * (s.lam + t.lam))
-        first = _ancestral_terms(s, middle, eta, x, [(1.0, m0)])
-        up = _up(s, middle, eta)
+        down, up = ancestral(s, middle, eta)
         early = p.noise() if up > 0.0 else None
-        u = p.combine(first + ([] if early is None else [(middle.alpha * up, early)]))
-        m1 = p.estimate(DATA, middle, u)
-        terms = _ancestral_terms(s, t, eta, x, [(1.0, m1)])
-        up = _up(s, t, eta)
-        if up > 0.0 and early is not None:
-            whole_span = s.rho - t.rho
-            terms += [(t.alpha * up * math.sqrt((s.rho - middle.rho) / whole_span), early)]
-            terms += [(t.alpha * up * math.sqrt((middle.rho - t.rho) / whole_span), p.noise())]
+        m1 = p.estimate(DATA, middle, p.combine(_downwards(s, middle, down, x, m0) + ([] if early is None else [(middle.alpha * up, early)])))
+        down, up = ancestral(s, t, eta)
+        terms = _downwards(s, t, down, x, m1)
+        if early is not None:
+            span = s.rho - t.rho
+            terms += [(t.alpha * up * math.sqrt((s.rho - middle.rho) / span), early)]
+            terms += [(t.alpha * up * math.sqrt((middle.rho - t.rho) / span), p.noise())]
         p.advance(p.combine(terms), t)
 
 
-def _up(s: Node, t: Node, eta: float) -> float:
-    return min(t.rho, eta * t.rho * math.sqrt(1.0 - (t.rho / s.rho) ** 2))
-
-
-def _ancestral_terms(s: Node, t: Node, eta: float, x: str, m: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
-    """x' / alpha' = (down / rho) x / alpha + (1 - down / rho) x0, with down^2 = rho'^2 - up^2."""
-    down = t.rho * math.sqrt(1.0 - eta**2 + (eta * t.rho / s.rho) ** 2)
+def _downwards(s: Node, t: Node, down: float, x: str, m: str) -> list[tuple[float, str]]:
+    """x' / alpha' = (down / rho) x / alpha + (1 - down / rho) x0."""
     ratio = down / s.rho
-    return [(t.alpha * ratio / s.alpha, x), *((t.alpha * (1.0 - ratio) * c, name) for c, name in m)]
+    return [(t.alpha * ratio / s.alpha, x), (t.alpha * (1.0 - ratio), m)]
 
 
 def sa_solver(
