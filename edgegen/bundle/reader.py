@@ -10,7 +10,7 @@ import hashlib
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from edgegen.bundle.layout import ALIGNMENT, HEADER, HEADER_BYTES, MAGIC, MAX_MA
 from edgegen.bundle.manifest import Manifest
 from edgegen.errors import BundleError, ProgramError, Status
 from edgegen.program import Eval, Program, program_from_json
-from edgegen.spec import keys
+from edgegen.program.shapes import infer_shapes
+from edgegen.spec import TensorSpec, keys
 
 __all__ = ["Bundle", "Member", "open_bundle", "parse_bundle"]
 
@@ -141,6 +142,7 @@ class _Reader:
             missing = [i.name for i in program.inputs if i.kind == "condition" and i.name not in conditions]
             if missing or [i.kind for i in program.inputs].count("noise") != 1 or "sample" not in program.outputs:
                 raise self.fail(Status.INCONSISTENT, f"program {entry.name!r}: expected one noise input, an output `sample` and known conditions")
+            _check_shapes(program, manifest, self.origin)
             programs[entry.name] = program
         return programs
 
@@ -160,6 +162,25 @@ def _check_evaluations(program: Program, manifest: Manifest, where: str) -> None
             inputs, outputs = {t.name for t in signature.inputs}, {t.name for t in signature.outputs}
             if set(instruction.inputs) != inputs or not set(instruction.outputs) <= outputs:
                 raise BundleError(f"{where} calls {instruction.component!r} with other tensors than its signature's", Status.INCONSISTENT)
+
+
+def _check_shapes(program: Program, manifest: Manifest, origin: str) -> None:
+    """Every register fits its readers, none is too large, and the sample has the manifest's shape."""
+    components = {name: (_tails(s.inputs), _tails(s.outputs)) for name, s in manifest.components.items()}
+    conditions = {c.name: c.shape for c in manifest.conditions}
+    inputs = {i.name: conditions[i.name] if i.kind == "condition" else manifest.sample.shape for i in program.inputs}
+    try:
+        sample = infer_shapes(program, inputs, components)["sample"]
+    except ProgramError as e:
+        raise BundleError(f"{origin}: {e}", Status.INCONSISTENT) from e
+    if sample != manifest.sample.shape:
+        message = f"program {program.name!r} makes a sample of shape {list(sample)}, the manifest says {list(manifest.sample.shape)}"
+        raise BundleError(f"{origin}: {message}", Status.INCONSISTENT)
+
+
+def _tails(tensors: Iterable[TensorSpec]) -> dict[str, tuple[int, ...]]:
+    """Shapes without the batch."""
+    return {t.name: tuple(n for n in t.shape if isinstance(n, int)) for t in tensors}
 
 
 def parse_bundle(data: bytes, origin: str = "bundle") -> Bundle:

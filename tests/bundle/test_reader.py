@@ -69,6 +69,12 @@ def rebuilt(text, body, members=4):
     return HEADER.pack(MAGIC, 1, 0, 0, 64, len(text), members, total, hashlib.sha256(text).digest()) + text + body
 
 
+def joined(program, times=1):
+    """A program's JSON with x_T joined to itself in front, again and again: w0 has twice its channels, w1 four times, ..."""
+    names = ["x_T", *(f"w{i}" for i in range(times))]
+    program["instructions"][:0] = [{"op": "CONCAT", "out": out, "parts": [x, x]} for x, out in zip(names, names[1:], strict=False)]
+
+
 def edited(change, *, text=lambda value: json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()):
     """SMALL with its manifest JSON changed by `change`; header, hash and (where `change` left them alone) offsets made right again."""
     value, _ = parts()
@@ -217,6 +223,9 @@ CASES = [
     ("program with other tensors", with_program(lambda v: v["instructions"][0]["inputs"].update(z=v["instructions"][0]["inputs"].pop("t"))), S.INCONSISTENT),
     ("program of an unknown condition", with_program(lambda v: v["inputs"].append({"kind": "condition", "name": "d", "scale": "0x1.0000000000000p+0"})), S.INCONSISTENT),
     ("program without noise", with_program(lambda v: v["inputs"][0].update(kind="condition")), S.INCONSISTENT),
+    ("program feeding another shape", with_program(lambda v: (joined(v), v["instructions"][1]["inputs"]["x"][0].update(reg="w0"))), S.INCONSISTENT),
+    ("program making another sample", with_program(lambda v: (joined(v), v.update(outputs={"sample": "w0"}))), S.INCONSISTENT),
+    ("program that would fill the memory", with_program(lambda v: joined(v, 60)), S.INCONSISTENT),
     ("program without sample", with_program(lambda v: v.update(outputs={"image": "y"})), S.INCONSISTENT),
 ]  # fmt: skip
 
