@@ -72,7 +72,7 @@ def rebuilt(text, body, members=4):
 def joined(program, times=1):
     """A program's JSON with x_T joined to itself in front, again and again: w0 has twice its channels, w1 four times, ..."""
     names = ["x_T", *(f"w{i}" for i in range(times))]
-    program["instructions"][:0] = [{"op": "CONCAT", "out": out, "parts": [x, x]} for x, out in zip(names, names[1:], strict=False)]
+    program["instructions"][:0] = [{"op": "CONCAT", "out": out, "parts": [x, x]} for x, out in pairwise(names)]
 
 
 def edited(change, *, text=lambda value: json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()):
