@@ -11,6 +11,7 @@ import tarfile
 import tracemalloc
 import zipfile
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
