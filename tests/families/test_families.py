@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -113,6 +115,18 @@ def test_reach_policy_succeeds_in_three_steps_nearly_as_often_as_in_ten(reach):
     three, ten = success(reach, 400, 3), success(reach, 400, 10)
     assert ten >= 0.97
     assert three >= ten - 0.02
+
+
+def test_edgegen_run_rolls_the_policy_out_and_draws_its_paths(reach, tmp_path):
+    arguments = ["run", reach, "--rollout", "reach_policy", "--batch", "40", "--seed", "3", "-o", tmp_path / "paths.png", "--json"]
+    done = subprocess.run([sys.executable, "-m", "edgegen.cli", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["nfe"] == 3 and figures["success"] >= 0.9
+    from PIL import Image
+
+    picture = np.asarray(Image.open(tmp_path / "paths.png"))
+    assert picture.shape == (512, 512, 3) and len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
 
 
 def test_the_mean_action_fails_so_the_task_has_more_than_one_answer(reach):
