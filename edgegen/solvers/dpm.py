@@ -12,7 +12,7 @@ from edgegen.diffusion import Process
 from edgegen.diffusion.grids import fast_orders
 from edgegen.errors import ProgramError, Status
 from edgegen.program import Program
-from edgegen.solvers.exponential import finite, integrals, ramp, step
+from edgegen.solvers.exponential import finite, integrals, step, usable
 from edgegen.solvers.lowering import DATA, NOISE, Grid, Lowering, Node, Prediction
 from edgegen.solvers.options import one_of, whole_number
 
@@ -135,16 +135,14 @@ def _multistep(p: Lowering, form: str, order: int, variant: str, lower_order_fin
     history: list[tuple[Node, str]] = []
     for i, (s, t) in enumerate(pairwise(p.nodes)):
         history = [(s, p.estimate(form, s)), *history][:3]
-        usable = ramp(i, p.steps, order, lower_order_final) if finite(s, t) else 1
-        while usable > 1 and not finite(*(n for n, _ in history[:usable])):
-            usable -= 1
+        used = usable(i, p.nodes, order, lower_order_final, history)
         whole = step(form, s, t)
         terms = [(whole.a, p.x), (whole.first, p.lead(history[0][1]))]
-        if usable > 1:
+        if len(used) > 1:
             p1, p2, p3 = integrals(whole.g, 3)
-            w1 = 0.5 * p1 if usable == 2 and variant.startswith("midpoint") else p2
+            w1 = 0.5 * p1 if len(used) == 2 and variant.startswith("midpoint") else p2
             w2 = p3 if d2 == "compat" else 2.0 * p3
-            terms += difference_terms(history[:usable], t, [0.0, -whole.b * w1, -whole.b * w2])
+            terms += difference_terms(used, t, [0.0, -whole.b * w1, -whole.b * w2])
         p.advance(p.combine(terms), t)
 
 

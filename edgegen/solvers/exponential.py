@@ -22,7 +22,7 @@ import numpy as np
 from edgegen.errors import ProgramError, Status
 from edgegen.solvers.lowering import DATA, Node, away
 
-__all__ = ["Transfer", "adams", "ancestral", "finite", "integrals", "ramp", "step"]
+__all__ = ["Transfer", "adams", "ancestral", "finite", "integrals", "ramp", "step", "usable"]
 
 LOWER_ORDER_BELOW = 15
 """`lower_order_final` lowers the order of the last steps below this many steps, as in diffusers."""
@@ -32,6 +32,18 @@ def ramp(i: int, steps: int, order: int, lower_order_final: bool, below: float =
     """The order of step i: i + 1 while there is no history; with lower_order_final, for short programs, down to 1 at the end."""
     order = min(order, i + 1)
     return min(order, steps - i) if lower_order_final and steps < below else order
+
+
+def usable(
+    i: int, nodes: Sequence[Node], order: int, lower_order_final: bool, history: Sequence[tuple[Node, str]], below: float = LOWER_ORDER_BELOW
+) -> list[tuple[Node, str]]:  # fmt: skip
+    """The estimates, newest first, that a multistep polynomial in lambda may use in step i: as many as `ramp` says, one where h is
+    infinite, and none from a node before or at which lambda is.
+    """
+    count = ramp(i, len(nodes) - 1, order, lower_order_final, below) if finite(nodes[i], nodes[i + 1]) else 1
+    while count > 1 and not finite(*(n for n, _ in history[:count])):
+        count -= 1
+    return list(history[:count])
 
 
 def integrals(g: float, count: int) -> list[float]:

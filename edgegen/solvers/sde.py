@@ -20,7 +20,7 @@ from edgegen.diffusion.processes import VarianceExploding, VPBetas
 from edgegen.errors import ProgramError, Status
 from edgegen.program import Program
 from edgegen.solvers.dpm import difference_terms
-from edgegen.solvers.exponential import adams, ancestral, finite, integrals, ramp, step
+from edgegen.solvers.exponential import adams, ancestral, finite, integrals, step, usable
 from edgegen.solvers.lowering import DATA, NOISE, Grid, Lowering, Node, Prediction
 from edgegen.solvers.options import one_of, whole_number
 
@@ -57,20 +57,19 @@ def _multistep(p: Lowering, form: str, order: int, eta: float, variant: str, d2:
     history: list[tuple[Node, str]] = []
     for i, (s, t) in enumerate(pairwise(p.nodes)):
         history = [(s, p.estimate(form, s)), *history][:order]
-        used = ramp(i, p.steps, order, lower_order_final) if finite(s, t) else 1
-        while not finite(*(n for n, _ in history[:used])) and used > 1:
-            used -= 1
+        used = usable(i, p.nodes, order, lower_order_final, history)
+        kind = variant if len(used) == 2 else "heun"
         if form == DATA:
             a, w, spread = _reverse(s, t, eta)
             g = -(1.0 + eta) * (t.lam - s.lam)
-            weights = [w * _part(k, g, variant if used == 2 else "heun", d2) for k in range(used)]
+            weights = [w * _part(k, g, kind, d2) for k in range(len(used))]
         else:
             whole = step(NOISE, s, t)
             if not math.isfinite(whole.g):
                 raise ProgramError("dpmpp_sde in noise form cannot end at sigma = 0; set t_end above it, or use the data form", Status.OUT_OF_RANGE)
             a, spread = whole.a, t.sigma * math.sqrt(math.expm1(2.0 * whole.g))
-            weights = [2.0 * whole.first * _part(k, whole.g, variant if used == 2 else "heun", d2) for k in range(used)]
-        terms = [(a, p.x), (weights[0], p.lead(history[0][1])), *difference_terms(history[:used], t, weights)]
+            weights = [2.0 * whole.first * _part(k, whole.g, kind, d2) for k in range(len(used))]
+        terms = [(a, p.x), (weights[0], p.lead(history[0][1])), *difference_terms(used, t, weights)]
         p.advance(p.combine(terms + ([(spread, p.noise())] if spread > 0.0 else [])), t)
 
 
@@ -149,13 +148,11 @@ def sa_solver(
         else:
             corrected = p.x
         history = [(s, m), *history][: max(predictor_order, corrector_order)]
-        used = ramp(i, p.steps, predictor_order, lower_order_final, below=math.inf) if finite(s, t) else 1
+        used = usable(i, p.nodes, predictor_order, lower_order_final, history, below=math.inf)
         corrector_used = min(corrector_order, i + 2, p.steps - i + 1 if lower_order_final else corrector_order)
-        while not finite(*(n for n, _ in history[:used])) and used > 1:
-            used -= 1
         strength = tau**2 if low <= s.time <= high else 0.0
         fresh = p.noise() if strength > 0.0 and t.sigma > 0.0 else ""
-        p.advance(p.combine(_adams_step(s, t, strength, corrected, history[:used], fresh, corrector=False)), t)
+        p.advance(p.combine(_adams_step(s, t, strength, corrected, used, fresh, corrector=False)), t)
     return p.finish()
 
 

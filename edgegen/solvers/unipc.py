@@ -10,7 +10,7 @@ import numpy as np
 
 from edgegen.diffusion import Process
 from edgegen.program import Program
-from edgegen.solvers.exponential import finite, integrals, ramp, step
+from edgegen.solvers.exponential import finite, integrals, step, usable
 from edgegen.solvers.lowering import DATA, NOISE, Grid, Lowering, Node, Prediction
 from edgegen.solvers.options import one_of, whole_number
 
@@ -38,18 +38,16 @@ def unipc(
     whole_number("unipc", "order", order, 1, 3)
     p = Lowering("unipc", process, prediction, grid)
     history: list[tuple[Node, str]] = []
-    corrected, used = p.x, 0
+    corrected, used = p.x, history
     for i, (s, t) in enumerate(pairwise(p.nodes)):
         m = p.estimate(form, s)
         if corrector and i > 0 and finite(history[0][0]):
-            corrected = p.combine(_corrected(form, history, used, s, m, corrected, variant))
+            corrected = p.combine(_corrected(form, used, s, m, corrected, variant))
         else:
             corrected = p.x
         history = [(s, m), *history][:order]
-        used = ramp(i, p.steps, order, lower_order_final, below=math.inf) if finite(s, t) else 1
-        while not finite(*(n for n, _ in history[:used])) and used > 1:
-            used -= 1
-        p.advance(p.combine(_predicted(p, form, history[:used], t, corrected, variant)), t)
+        used = usable(i, p.nodes, order, lower_order_final, history, below=math.inf)
+        p.advance(p.combine(_predicted(p, form, used, t, corrected, variant)), t)
     return p.finish()
 
 
@@ -74,14 +72,14 @@ def _predicted(p: Lowering, form: str, history: History, t: Node, x: str, varian
     return terms
 
 
-def _corrected(form: str, history: History, order: int, t: Node, m: str, x: str, variant: str) -> list[tuple[float, str]]:
+def _corrected(form: str, history: History, t: Node, m: str, x: str, variant: str) -> list[tuple[float, str]]:
     """The state at t, from x at the node before it, with the estimate m that was made at the predicted state."""
-    (s, m0), *before = history[:order]
+    (s, m0), *before = history
     whole = step(form, s, t)
     h = t.lam - s.lam
     ratios = [*((n.lam - s.lam) / h for n, _ in before), 1.0]
     b_h, rows, right = _system(whole.g, ratios, variant)
-    weights = [0.5] if order == 1 else np.linalg.solve(rows, right).tolist()
+    weights = [0.5] if not before else np.linalg.solve(rows, right).tolist()
     return [(whole.a, x), (whole.first, m0), *_differences(-whole.b * b_h, weights, ratios, [*before, (t, m)], m0)]
 
 
