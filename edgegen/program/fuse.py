@@ -6,7 +6,7 @@ tolerance. Weights are stored once. Needs onnx, which is imported inside.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,21 +14,19 @@ import numpy as np
 
 from edgegen.errors import ProgramError, Status
 from edgegen.program.instructions import Clamp, Concat, Eval, Imm, Instruction, Lincomb, Muladd, Noise, Operand, Program, Select, Slice
+from edgegen.program.shapes import Shape, written_shapes
 
 if TYPE_CHECKING:
     import onnx
 
 __all__ = ["Fused", "fuse"]
 
-Shape = tuple[int, ...]
-
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """The graph; `inputs` of the program by name, with the batch in their shapes; `draws` to fill: input name -> (draw, shape)."""
+    """The graph, and the `draws` to fill: input name -> (draw, shape)."""
 
     model: onnx.ModelProto
-    inputs: Mapping[str, Shape]
     draws: Mapping[str, tuple[int, Shape]]
 
 
@@ -64,19 +62,21 @@ class _Fuser:
             dtype, tail = self.declared[declared.name]
             if dtype not in element:
                 raise self.refuse(f"input {declared.name!r} is {dtype}")
-            shape = (self.batch, *tail)
-            self.shapes[declared.name], self.values[declared.name] = shape, declared.name
-            graph_inputs.append(helper.make_tensor_value_info(declared.name, element[dtype], shape))
+            self.shapes[declared.name], self.values[declared.name] = tail, declared.name
+            graph_inputs.append(helper.make_tensor_value_info(declared.name, element[dtype], (self.batch, *tail)))
+        signatures = {name: (_tails(m.graph.input), _tails(m.graph.output)) for name, m in self.components.items()}
         for instruction in self.program.instructions:
+            made = written_shapes(instruction, self.shapes, signatures)
             self.lower(instruction)
+            self.shapes.update(made)
         graph_inputs += [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, (_, shape) in self.draws.items()]
         outputs = []
         for name, register in self.program.outputs.items():
             self.nodes.append(helper.make_node("Identity", [self.values[register]], [f"out.{name}"]))
-            outputs.append(helper.make_tensor_value_info(f"out.{name}", TensorProto.FLOAT, self.shapes[register]))
+            outputs.append(helper.make_tensor_value_info(f"out.{name}", TensorProto.FLOAT, (self.batch, *self.shapes[register])))
         graph = helper.make_graph(self.nodes, self.program.name, graph_inputs, outputs, list(self.initializers.values()))
         model = helper.make_model(graph, opset_imports=self.opsets(), ir_version=max(m.ir_version for m in self.components.values()))
-        return Fused(model, {i.name: self.shapes[i.name] for i in self.program.inputs}, self.draws)
+        return Fused(model, self.draws)
 
     def opsets(self) -> list[onnx.OperatorSetIdProto]:
         versions: dict[str, int] = {}
@@ -108,9 +108,6 @@ class _Fuser:
         self.nodes.append(helper.make_node(op, inputs, [out], **attributes))
         return out
 
-    def define(self, register: str, value: str, shape: Shape) -> None:
-        self.values[register], self.shapes[register] = value, shape
-
     # --- instructions
 
     def lower(self, instruction: Instruction) -> None:
@@ -123,28 +120,24 @@ class _Fuser:
                     total = self.node("Add", [total, self.scaled(*term)])
                 if bias != 0.0:
                     total = self.node("Add", [total, self.constant(bias)])
-                self.define(out, total, self.shapes[terms[0][1]])
+                self.values[out] = total
             case Noise(out, like, draw, tail):
-                shape = self.shapes[like] if tail is None else (self.batch, *tail)
-                self.draws[f"draw.{draw}"] = draw, shape
-                self.define(out, f"draw.{draw}", shape)
+                name = self.values[out] = f"draw.{draw}"
+                self.draws[name] = draw, (self.batch, *(self.shapes[like] if tail is None else tail))
             case Clamp(out, x, low, high):
-                self.define(out, self.node("Clip", [self.values[x], self.constant(low), self.constant(high)]), self.shapes[x])
+                self.values[out] = self.node("Clip", [self.values[x], self.constant(low), self.constant(high)])
             case Muladd(out, x, scale, shift):
-                across = (-1, *[1] * (len(self.shapes[x]) - 2)) if len(scale) > 1 else ()
+                across = (-1, *[1] * (len(self.shapes[x]) - 1)) if len(scale) > 1 else ()
                 scale_name, shift_name = (self.constant(np.reshape(c, across)) for c in (scale, shift))
-                self.define(out, self.node("Add", [self.node("Mul", [self.values[x], scale_name]), shift_name]), self.shapes[x])
+                self.values[out] = self.node("Add", [self.node("Mul", [self.values[x], scale_name]), shift_name])
             case Concat(out, parts):
-                shape = self.shapes[parts[0]]
-                width = sum(self.shapes[p][1] for p in parts)
-                self.define(out, self.node("Concat", [self.values[p] for p in parts], axis=1), (shape[0], width, *shape[2:]))
+                self.values[out] = self.node("Concat", [self.values[p] for p in parts], axis=1)
             case Slice(out, x, start, stop):
                 ends = [self.constant([v], np.int64) for v in (start, stop, 1)]
-                shape = self.shapes[x]
-                self.define(out, self.node("Slice", [self.values[x], *ends]), (shape[0], stop - start, *shape[2:]))
+                self.values[out] = self.node("Slice", [self.values[x], *ends])
             case Select(out, mask, a, b):
                 chosen = self.node("Not", [self.node("Equal", [self.values[mask], self.constant(0.0)])])
-                self.define(out, self.node("Where", [chosen, self.values[a], self.values[b]]), self.shapes[a])
+                self.values[out] = self.node("Where", [chosen, self.values[a], self.values[b]])
             case _:
                 raise self.refuse(f"{type(instruction).__name__.upper()} has no lowering yet")
 
@@ -172,14 +165,12 @@ class _Fuser:
             copy.output.extend(prefix + name if name else "" for name in node.output)
             self.nodes.append(copy)
         for name, targets in instruction.outputs.items():
-            info = next(o for o in model.graph.output if o.name == name)
-            shape = (self.batch, *(d.dim_value for d in info.type.tensor_type.shape.dim[1:]))
             for branch, target in enumerate(targets):
                 value = prefix + name
                 if len(targets) > 1:
                     rows = [self.constant([v * self.batch], np.int64) for v in (branch, branch + 1)]
                     value = self.node("Slice", [value, *rows, self.constant([0], np.int64)])
-                self.define(target, value, shape)
+                self.values[target] = value
 
     def weights(self, component: str, model: onnx.ModelProto) -> dict[str, str]:
         """The component's initialisers under names that all its copies share."""
@@ -199,7 +190,7 @@ class _Fuser:
 
         kind = declared.type.tensor_type
         dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
-        tail = tuple(d.dim_value for d in kind.shape.dim[1:])
+        tail = _tail(declared)
         parts = []
         for operand in operands:
             if isinstance(operand, Imm):
@@ -207,3 +198,12 @@ class _Fuser:
             else:
                 parts.append(self.scaled(operand.scale, operand.name))
         return parts[0] if len(parts) == 1 else self.node("Concat", parts, axis=0)
+
+
+def _tail(tensor: onnx.ValueInfoProto) -> Shape:
+    """A component tensor's shape without the batch."""
+    return tuple(d.dim_value for d in tensor.type.tensor_type.shape.dim[1:])
+
+
+def _tails(tensors: Iterable[onnx.ValueInfoProto]) -> dict[str, Shape]:
+    return {t.name: _tail(t) for t in tensors}

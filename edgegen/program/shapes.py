@@ -26,7 +26,7 @@ from edgegen.program.instructions import (
     Threshold,
 )  # fmt: skip
 
-__all__ = ["MAX_ELEMENTS", "infer_shapes"]
+__all__ = ["MAX_ELEMENTS", "Shape", "infer_shapes", "written_shapes"]
 
 Shape = tuple[int, ...]
 Components = Mapping[str, tuple[Mapping[str, Shape], Mapping[str, Shape]]]
@@ -44,12 +44,12 @@ def infer_shapes(program: Program, inputs: Mapping[str, Shape], components: Comp
     shapes = dict(inputs)
     for i, instruction in enumerate(program.instructions):
         try:
-            made = _made(instruction, shapes, components)
+            made = written_shapes(instruction, shapes, components)
+            for name, shape in made.items():
+                _expect(math.prod(shape) <= MAX_ELEMENTS, f"{name!r} would have shape {list(shape)}, more than {MAX_ELEMENTS} elements per sample")
         except _MisfitError as e:
-            raise _error(program, i, instruction, str(e)) from e
-        for name, shape in made.items():
-            if math.prod(shape) > MAX_ELEMENTS:
-                raise _error(program, i, instruction, f"{name!r} would have shape {list(shape)}, more than {MAX_ELEMENTS} elements per sample")
+            where = f"program {program.name!r}, instruction {i} ({type(instruction).__name__.upper()})"
+            raise ProgramError(f"{where}: {e}", Status.BAD_SHAPE) from e
         shapes.update(made)
     return {name: shapes[register] for name, register in program.outputs.items()}
 
@@ -58,16 +58,12 @@ class _MisfitError(Exception):
     pass
 
 
-def _error(program: Program, index: int, instruction: Instruction, message: str) -> ProgramError:
-    return ProgramError(f"program {program.name!r}, instruction {index} ({type(instruction).__name__.upper()}): {message}", Status.BAD_SHAPE)
-
-
 def _expect(fits: bool, message: str) -> None:
     if not fits:
         raise _MisfitError(message)
 
 
-def _made(instruction: Instruction, shapes: Mapping[str, Shape], components: Components) -> dict[str, Shape]:
+def written_shapes(instruction: Instruction, shapes: Mapping[str, Shape], components: Components) -> dict[str, Shape]:
     """The shapes of the tensor registers that an instruction writes."""
     match instruction:
         case Eval():
