@@ -15,26 +15,14 @@ from pathlib import Path
 
 from benchmarks.common import bar, finish
 from edgegen.diffusion import make_process
-from edgegen.errors import ProgramError
 from edgegen.program import verify
 from edgegen.solvers import SOLVERS, build_program
-from edgegen.solvers.table import EXAMPLES
+from edgegen.solvers.table import EXAMPLES, example
 
 SPECIAL = {
-    "ddgan": ({"name": "vp_betas", "schedule": "ddgan", "steps": 50}, "sample"),
-    "prodiff": ({"name": "vp_betas", "schedule": "prodiff", "steps": 51}, "sample"),
+    "ddgan": [({"name": "vp_betas", "schedule": "ddgan", "steps": 50}, "sample")],
+    "prodiff": [({"name": "vp_betas", "schedule": "prodiff", "steps": 51}, "sample")],
 }
-
-
-def fitting(solver: str, steps: int):
-    """A process and a prediction for which the solver makes a program of so many steps."""
-    for process, prediction in ([SPECIAL[solver]] if solver in SPECIAL else []) + list(EXAMPLES):
-        made = make_process(**process)
-        try:
-            return made, prediction, build_program(solver, made, prediction, steps)
-        except ProgramError:
-            continue
-    raise SystemExit(f"no process fits {solver}")
 
 
 def median_ms(call: Callable[[], object], repeats: int) -> float:
@@ -53,7 +41,7 @@ def main() -> None:
     args = parser.parse_args()
     figures: dict[str, float] = {}
     for solver in SOLVERS:
-        process, prediction, program = fitting(solver, 50)
+        process, prediction, program = example(solver, 50, [*SPECIAL.get(solver, ()), *EXAMPLES])
         figures[f"ms:build:{solver}"] = median_ms(lambda s=solver, p=process, q=prediction: build_program(s, p, q, 50), args.repeats)
         print(f"{solver:12} {figures[f'ms:build:{solver}']:6.1f} ms for 50 steps, {len(program.instructions)} instructions")
     vp = make_process("vp_linear")

@@ -20,9 +20,7 @@ import numpy as np
 from benchmarks.common import ROOT, bar, built, finish
 from edgegen.bundle import Bundle, open_bundle
 from edgegen.errors import ProgramError
-from edgegen.plan import denoiser_of, null_values, program_of
 from edgegen.program import compile_program, initial_state, normals
-from edgegen.recipe import Sampling
 from edgegen.rollout import load_world
 from edgegen.search import Subject
 from edgegen.timing import alternate, serve
@@ -37,8 +35,7 @@ POSITION, PREVIOUS, GOAL = (0.0, -0.85), (0.0, 0.0), (0.1, 0.85)
 def actor(subject: Subject, solver: str, steps: int) -> tuple[Callable[..., np.ndarray], int]:
     """A policy by this solver on the recipe's own grid, and its evaluations per decision."""
     first = subject.recipe.programs[0]
-    sampling = Sampling(steps=(steps,), solver=solver, grid=first.grid, grid_options=first.grid_options)
-    program = program_of(sampling, steps, subject.process, {}, subject.recipe, denoiser_of(subject.recipe), null_values(subject.recipe))
+    program = subject.program(solver, steps, first.grid, first.grid_options)
     executable = compile_program(program)
 
     def act(seed: int, **conditions: np.ndarray) -> np.ndarray:

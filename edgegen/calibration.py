@@ -5,7 +5,6 @@ In: float components and programs. Out: `Ranges`, one [min, max] per tensor and 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgegen.errors import CalibrationError, Status, nearest
+from edgegen.library import run_file
 from edgegen.program import Program
 from edgegen.spec import ConditionSpec, SampleSpec, Signature
 from edgegen.targets.onnxruntime import OrtComponent
@@ -59,10 +59,7 @@ def calibration_set(name: str, folders: Sequence[Path]) -> tuple[CalibrationSet,
     if path is None:
         known = {p.stem for folder in folders if folder.is_dir() for p in folder.glob("*.py")}
         raise CalibrationError(f"no calibration set {name!r}: {nearest(name, known)}", Status.UNKNOWN_NAME)
-    spec = importlib.util.spec_from_file_location(f"edgegen_calib_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = run_file(path, "calib")
     if not callable(getattr(module, "batches", None)):
         raise CalibrationError(f"{path}: a calibration set defines batches(context), which is missing")
     return module.batches, path

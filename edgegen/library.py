@@ -1,12 +1,16 @@
-"""Where the families of export/ and the sets of calib/ are: next to the working directory, in a checkout, or in the wheel."""
+"""Where the families of export/ and the sets of calib/ are (next to the working directory, in a checkout, or in the wheel), and how a
+Python file that a user names is run.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 from edgegen.errors import RecipeError, nearest
 
-__all__ = ["data_folders", "find_recipe"]
+__all__ = ["data_folders", "find_recipe", "run_file"]
 
 
 def data_folders(kind: str) -> list[Path]:
@@ -27,3 +31,12 @@ def find_recipe(name: str) -> Path:
             return folder / name / "recipe.toml"
     known = {p.parent.name for folder in folders for p in folder.glob("*/recipe.toml")}
     raise RecipeError(f"no recipe {name!r}: expected the path of a recipe.toml, or a family: {nearest(name, known)}")
+
+
+def run_file(path: Path, kind: str) -> ModuleType:
+    """The module that an existing Python file defines, under a name of its own. Runs the file's code; what it raises comes through."""
+    spec = importlib.util.spec_from_file_location(f"edgegen_{kind}_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -21,7 +21,7 @@ from edgegen.solvers.diffusers_config import Scheduler, read_scheduler
 from edgegen.spec import BATCH, ConditionSpec, SampleSpec, Signature, TensorSpec
 from edgegen.workspace import digest_file
 
-__all__ = ["Plan", "denoiser_of", "make_plan", "null_values", "program_of"]
+__all__ = ["Plan", "make_plan", "program_of"]
 
 CHECKED_TIMES = 4
 
@@ -82,15 +82,13 @@ class Plan:
         return tuple(ordered[i] for i in picks)
 
 
-def _programs(
-    recipe: Recipe, process: Process | None, schedulers: Mapping[str, Scheduler], model: Denoiser, null: dict[str, float | str]
-) -> dict[str, Program]:  # fmt: skip
+def _programs(recipe: Recipe, process: Process | None, schedulers: Mapping[str, Scheduler]) -> dict[str, Program]:
     """Every program of the recipe, named solver-steps (with its place added where two would have the same name)."""
     programs: dict[str, Program] = {}
     for i, sampling in enumerate(recipe.programs):
         for steps in sampling.steps:
             try:
-                program = program_of(sampling, steps, process, schedulers, recipe, model, null)
+                program = program_of(recipe, sampling, steps, process, schedulers)
             except EdgegenError as e:
                 raise RecipeError(f"programs[{i}], {steps} steps: {e}") from e
             name = program.name if program.name not in programs else f"{program.name}-{i}"
@@ -99,14 +97,17 @@ def _programs(
 
 
 def program_of(
-    sampling: Sampling, steps: int, process: Process | None, schedulers: Mapping[str, Scheduler], recipe: Recipe, model: Denoiser,
-    null: dict[str, float | str],
+    recipe: Recipe, sampling: Sampling, steps: int, process: Process | None, schedulers: Mapping[str, Scheduler] | None = None
 ) -> Program:  # fmt: skip
-    """The program of one entry of the recipe at one number of steps."""
-    guidance = None
+    """The program of the recipe's model for one entry (the recipe's, or another) at one number of steps.
+
+    process: for an entry that names a solver. schedulers: by path, for one that names a scheduler's config.
+    """
+    model, guidance = _denoiser(recipe), None
     if sampling.guidance is not None:
-        guidance = Guidance(sampling.guidance, null, sampling.batched_guidance, sampling.guidance_rescale, sampling.guidance_interval)
+        guidance = Guidance(sampling.guidance, _null_values(recipe), sampling.batched_guidance, sampling.guidance_rescale, sampling.guidance_interval)
     if sampling.scheduler is not None:
+        assert schedulers is not None
         scheduler = schedulers[sampling.scheduler]
         if scheduler.prediction != recipe.model.prediction:
             raise RecipeError(f"model.prediction is {recipe.model.prediction!r}, but {sampling.scheduler} is for {scheduler.prediction!r}")
@@ -121,7 +122,7 @@ def program_of(
     )  # fmt: skip
 
 
-def null_values(recipe: Recipe) -> dict[str, float | str]:
+def _null_values(recipe: Recipe) -> dict[str, float | str]:
     """Condition -> what the unconditional branch of guidance feeds it: a number, or the name of its negative condition."""
     return {name: value for name, c in recipe.conditions.items() if (value := c.negative or c.null) is not None}
 
@@ -153,7 +154,7 @@ def _signature(recipe: Recipe) -> Signature:
     return Signature(tuple(inputs), (TensorSpec(names.output, "float32", (BATCH, *(model.output_shape or shape))),))
 
 
-def denoiser_of(recipe: Recipe) -> Denoiser:
+def _denoiser(recipe: Recipe) -> Denoiser:
     """How the network is called."""
     model, names = recipe.model, recipe.model.names
     by_input = {kind: tuple(name for name, c in recipe.conditions.items() if c.input == kind) for kind in ("network", "concat")}
@@ -185,7 +186,7 @@ def make_plan(recipe: Recipe, folder: Path, *, trust_pickle: bool = False) -> Pl
         raise RecipeError(f"target.engine {recipe.target.engine!r}: this edgegen builds for 'onnxruntime'")
     schedulers = {path: read_scheduler(folder / path) for s in recipe.programs if (path := s.scheduler) is not None}
     process = make_process(recipe.process["name"], **{k: v for k, v in recipe.process.items() if k != "name"}) if recipe.process else None
-    programs = _programs(recipe, process, schedulers, denoiser_of(recipe), null_values(recipe))
+    programs = _programs(recipe, process, schedulers)
     weights = None if model.weights is None else folder / Path(model.weights).expanduser()
     if weights is not None:
         check_weights_file(weights, trust_pickle=trust_pickle)

@@ -6,7 +6,6 @@ returns the bundle's samples (action chunks), one per row of the conditions. The
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgegen.errors import RuntimeFault, Status, nearest
-from edgegen.library import data_folders
+from edgegen.library import data_folders, run_file
 
 __all__ = ["Act", "load_world"]
 
@@ -34,11 +33,7 @@ def load_world(name: str) -> Evaluate:
     if path is None:
         known = {p.parent.name for folder in folders for p in folder.glob("*/simulator.py")}
         raise RuntimeFault(f"no world {name!r}: expected the path of a Python file, or a family: {nearest(name, known)}", Status.UNKNOWN_NAME)
-    spec = importlib.util.spec_from_file_location(f"edgegen_world_{path.parent.name}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = getattr(module, "evaluate", None)
+    found = getattr(run_file(path, "world"), "evaluate", None)
     if not callable(found):
         raise RuntimeFault(f"{path}: a world defines evaluate(act, episodes, seed), which is missing", Status.BAD_ARGUMENT)
     return found  # type: ignore[no-any-return]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgegen.errors import ExportError, Status, nearest
+from edgegen.library import run_file
 from edgegen.onnx_export.onnx_file import read_onnx_file
 from edgegen.onnx_export.torch_module import export_module
 from edgegen.spec import BATCH, ConditionSpec, Signature, draw_condition
@@ -64,13 +65,10 @@ def _load_module(path: Path, function: str, weights: Path | None, options: dict[
     """Call the user's function and return its torch.nn.Module."""
     import torch
 
-    spec = importlib.util.spec_from_file_location(f"edgegen_model_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    source = importlib.util.module_from_spec(spec)
     arguments = options | ({"weights": weights} if weights is not None else {})
     with _importable(path.parent):
         try:
-            spec.loader.exec_module(source)
+            source = run_file(path, "model")
             build: Callable[..., Any] | None = getattr(source, function, None)
             if not callable(build):
                 known = [n for n, v in vars(source).items() if callable(v) and not n.startswith("_")]

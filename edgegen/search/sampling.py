@@ -6,7 +6,6 @@ In: a bundle. Out: `Candidate`s, best first. Nothing is written here.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +19,8 @@ import numpy.typing as npt
 from edgegen.bundle import Bundle
 from edgegen.diffusion import Process, make_grid, make_process
 from edgegen.errors import EdgegenError, ProgramError, RecipeError, Status
-from edgegen.plan import denoiser_of, null_values, program_of
+from edgegen.library import run_file
+from edgegen.plan import program_of
 from edgegen.program import Noise, Program, compile_program, initial_state, normals
 from edgegen.recipe import Recipe, Sampling, recipe_from_json
 from edgegen.solvers import SOLVERS, solver_named
@@ -102,16 +102,19 @@ class Subject:
     def __exit__(self, *_: object) -> None:
         self.network.close()
 
-    def program(self, solver: str, steps: int, grid: str | Sequence[float] | None = None) -> Program:
+    def program(
+        self, solver: str, steps: int, grid: str | Sequence[float] | None = None, grid_options: Mapping[str, Any] | None = None
+    ) -> Program:  # fmt: skip
         """A program of the bundle's model: the recipe's first program with another solver, steps and grid."""
         first = self.recipe.programs[0]
         named = grid if grid is None or isinstance(grid, str) else tuple(grid)
         sampling = Sampling(
-            steps=(steps,), solver=solver, grid=named, guidance=first.guidance, batched_guidance=first.batched_guidance,
+            steps=(steps,), solver=solver, grid=named, grid_options=dict(grid_options or {}),
+            guidance=first.guidance, batched_guidance=first.batched_guidance,
             guidance_rescale=first.guidance_rescale, guidance_interval=first.guidance_interval,
             options={k: v for k, v in first.options.items() if k in ("clip", "threshold")},
         )  # fmt: skip
-        return program_of(sampling, steps, self.process, {}, self.recipe, denoiser_of(self.recipe), null_values(self.recipe))
+        return program_of(self.recipe, sampling, steps, self.process)
 
     @property
     def per_step(self) -> int:
@@ -140,8 +143,11 @@ class Subject:
         return Candidate(solver, len(program.steps), sum(program.nfe.values()), error, score, tuple(times), grid)
 
 
-def fitting(subject: Subject, solvers: Iterable[str], steps: int) -> dict[str, str]:
-    """Solver -> why it is left out: it cannot be built here, draws noise, or is for distilled networks; "" where it is compared."""
+def _fitting(subject: Subject, solvers: Iterable[str], steps: int) -> list[str]:
+    """The solvers that are compared: those that can be built here, draw no noise, and are not for distilled networks.
+
+    Raises ProgramError, with the reason for each, if there is none.
+    """
     reasons = {}
     for name in solvers:
         key = solver_named(name)
@@ -153,7 +159,10 @@ def fitting(subject: Subject, solvers: Iterable[str], steps: int) -> dict[str, s
         stochastic = any(isinstance(i, Noise) for i in program.instructions)
         learned = SOLVERS[key].order == 0
         reasons[key] = "draws noise: it has no solution to be near to" if stochastic else "for networks trained for it" if learned else ""
-    return reasons
+    chosen = [name for name, reason in reasons.items() if not reason]
+    if not chosen:
+        raise ProgramError("no solver fits this model: " + "; ".join(f"{n}: {r}" for n, r in reasons.items()), Status.OUT_OF_RANGE)
+    return chosen
 
 
 def _steps_for(subject: Subject, solver: str, budget: int) -> int:
@@ -174,10 +183,7 @@ def compare(
 
     Raises ProgramError if no solver fits.
     """
-    reasons = fitting(subject, SOLVERS if solvers is None else solvers, max(budgets))
-    chosen = [name for name, reason in reasons.items() if not reason]
-    if not chosen:
-        raise ProgramError("no solver fits this model: " + "; ".join(f"{n}: {r}" for n, r in reasons.items()), Status.OUT_OF_RANGE)
+    chosen = _fitting(subject, SOLVERS if solvers is None else solvers, max(budgets))
     jobs = list(itertools.product(chosen, budgets))
     found: dict[tuple[str, int], Candidate] = {}
     for done, (solver, budget) in enumerate(jobs, 1):
@@ -200,10 +206,7 @@ def search(
     Raises ProgramError if no solver fits.
     """
     counts = sorted(set(steps))
-    reasons = fitting(subject, solvers, max(counts))
-    chosen = [name for name, reason in reasons.items() if not reason]
-    if not chosen:
-        raise ProgramError("no solver fits this model: " + "; ".join(f"{n}: {r}" for n, r in reasons.items()), Status.OUT_OF_RANGE)
+    chosen = _fitting(subject, solvers, max(counts))
     total, done = len(chosen) * len(counts) + len(counts) * refine, 0
 
     def tick(n: int = 1) -> None:
@@ -312,11 +315,7 @@ def load_quality(source: str, folder: Path) -> Quality:
     path = folder / name
     if not path.is_file() or not function:
         raise RecipeError(f"quality function {source!r}: expected file.py:function, and a file at {path}")
-    spec = importlib.util.spec_from_file_location(f"edgegen_quality_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = getattr(module, function, None)
+    found = getattr(run_file(path, "quality"), function, None)
     if not callable(found):
         raise RecipeError(f"{path} has no function {function!r}")
     return found  # type: ignore[no-any-return]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from edgegen.diffusion import Process, make_process
 from edgegen.errors import EdgegenError
@@ -12,11 +13,11 @@ from edgegen.program.rewrite import last_uses
 from edgegen.program.verify import reads, writes
 from edgegen.solvers import ALIASES, SOLVERS, build_program
 
-__all__ = ["Row", "solver_table", "why_not"]
+__all__ = ["EXAMPLES", "Row", "example", "solver_table", "why_not"]
 
 _STEPS = 12
 
-EXAMPLES: tuple[tuple[dict[str, object], str], ...] = (
+EXAMPLES: tuple[tuple[Mapping[str, Any], str], ...] = (
     ({"name": "vp_betas"}, "epsilon"),
     ({"name": "flow"}, "average_velocity"),
     ({"name": "mean_reverting"}, "epsilon"),
@@ -38,32 +39,33 @@ class Row:
     source: str
 
 
-def _example(solver: str, steps: int) -> Program:
-    for process, prediction in EXAMPLES[:-1]:
+def example(solver: str, steps: int, cases: Iterable[tuple[Mapping[str, Any], str]] = EXAMPLES) -> tuple[Process, str, Program]:
+    """A process and a prediction that the solver fits, the first of `cases`, and its program. Raises the last case's ProgramError."""
+    *others, last = cases
+    for case in others:
         try:
-            return build_program(solver, make_process(**process), prediction, steps)  # type: ignore[arg-type]
+            return _built(solver, steps, *case)
         except EdgegenError:
             continue
-    process, prediction = EXAMPLES[-1]
-    return build_program(solver, make_process(**process), prediction, steps)  # type: ignore[arg-type]
+    return _built(solver, steps, *last)
+
+
+def _built(solver: str, steps: int, process: Mapping[str, Any], prediction: str) -> tuple[Process, str, Program]:
+    made = make_process(**process)
+    return made, prediction, build_program(solver, made, prediction, steps)
 
 
 def _history(program: Program) -> int:
     """Registers, the state and the inputs aside, that a step in the middle reads and an earlier step wrote."""
     last = last_uses(program)
-    written: dict[str, int] = {}
-    middle = len(program.steps) // 2 + 2
-    begin, end = program.steps[middle - 1].after, program.steps[middle].after
-    states = {step.state for step in program.steps[middle - 1 : middle]}
-    for i, instruction in enumerate(program.instructions[:begin]):
-        for name in writes(instruction):
-            written[name] = i
-    live = {name for name in written if last[name] >= begin} - states
+    before, step = program.steps[len(program.steps) // 2 + 1 :][:2]
+    written = {name for i in program.instructions[: before.after] for name in writes(i)}
+    live = {name for name in written if last[name] >= before.after} - {before.state}
     read: set[str] = set()
     fresh: set[str] = set()
-    for instruction in program.instructions[begin:end]:
-        read |= {name for name in reads(instruction) if name not in fresh}
-        fresh |= set(writes(instruction))
+    for instruction in program.instructions[before.after : step.after]:
+        read.update(name for name in reads(instruction) if name not in fresh)
+        fresh.update(writes(instruction))
     return len(live & read)
 
 
@@ -71,7 +73,7 @@ def solver_table() -> list[Row]:
     """One row per solver, in the order of `SOLVERS`."""
     rows = []
     for name, solver in SOLVERS.items():
-        program, shorter = _example(name, _STEPS), _example(name, _STEPS // 2)
+        program, shorter = (example(name, steps)[2] for steps in (_STEPS, _STEPS // 2))
         per_step = (sum(program.nfe.values()) - sum(shorter.nfe.values())) / (_STEPS - _STEPS // 2)
         stochastic = any(isinstance(i, Noise) for i in program.instructions)
         aliases = tuple(alias for alias, meaning in ALIASES.items() if meaning == name)
@@ -79,12 +81,12 @@ def solver_table() -> list[Row]:
     return rows
 
 
-def why_not(process: Process, prediction: str, steps: int, options: Mapping[str, object] | None = None) -> dict[str, str]:
+def why_not(process: Process, prediction: str, steps: int) -> dict[str, str]:
     """Solver -> why no program of `steps` steps can be made for this process and prediction; "" where one can."""
     reasons = {}
     for name in SOLVERS:
         try:
-            build_program(name, process, prediction, steps, **(options or {}))  # type: ignore[arg-type]
+            build_program(name, process, prediction, steps)
             reasons[name] = ""
         except EdgegenError as e:
             reasons[name] = str(e)
