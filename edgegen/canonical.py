@@ -6,8 +6,8 @@ hex strings), no true, false or null, no white space. runtimes/FORMAT.md, sectio
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 import re
 from typing import Any
 
@@ -18,6 +18,7 @@ __all__ = ["decode", "encode", "from_hex", "to_hex"]
 MAX_DEPTH = 8
 _KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_HEX_FLOAT = re.compile(r"-?0x(?:0\.0p\+0|1\.[0-9a-f]{13}p[+-](?:0|[1-9][0-9]{0,3})|0\.(?!0{13})[0-9a-f]{13}p-1022)")
 
 
 def _check(value: Any, depth: int) -> None:
@@ -60,6 +61,15 @@ def _integer(text: str) -> int:
     return int(text)
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's pairs as a dict; of a key that stands twice (which is not canonical) the dropped values are checked here."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        for _, item in pairs:
+            _check(item, 0)
+    return value
+
+
 def _depth(data: bytes) -> int:
     """The deepest nesting, counted outside strings without recursion."""
     depth = deepest = 0
@@ -77,7 +87,7 @@ def decode(data: bytes) -> Any:
     if _depth(data) > MAX_DEPTH:
         raise BundleError(f"JSON is nested deeper than {MAX_DEPTH} levels", Status.LIMIT)
     try:
-        value = json.loads(data.decode("utf-8"), parse_float=_no_float, parse_constant=_no_float, parse_int=_integer)
+        value = json.loads(data.decode("utf-8"), parse_float=_no_float, parse_constant=_no_float, parse_int=_integer, object_pairs_hook=_object)
     except (UnicodeDecodeError, json.JSONDecodeError) as e:
         raise BundleError(f"not JSON: {e}", Status.BAD_MANIFEST) from e
     if encode(value) != data:
@@ -90,12 +100,11 @@ def to_hex(value: float) -> str:
     return float(value).hex()
 
 
-def from_hex(text: Any) -> float:
-    """The finite float64 that `text` writes. Raises BundleError unless it is exactly what `to_hex` writes."""
-    try:
-        value = float.fromhex(text)
-    except (TypeError, ValueError, OverflowError) as e:
-        raise BundleError(f"{text!r} is not a hex float such as 0x1.8000000000000p+1", Status.BAD_MANIFEST) from e
-    if not math.isfinite(value) or value.hex() != text:
-        raise BundleError(f"{text!r} is not a finite float64 in canonical hex form", Status.NOT_CANONICAL)
-    return value
+def from_hex(text: str) -> float:
+    """The finite float64 that `text` writes. Raises BundleError (BAD_MANIFEST) unless it is exactly what `to_hex` writes."""
+    if isinstance(text, str) and _HEX_FLOAT.fullmatch(text):
+        with contextlib.suppress(OverflowError):
+            value = float.fromhex(text)
+            if value.hex() == text:
+                return value
+    raise BundleError(f"{text!r} is not a float64 in its hexadecimal form, such as 0x1.8000000000000p+1 (FORMAT.md, section 2)", Status.BAD_MANIFEST)

@@ -37,7 +37,7 @@ _stderr = Console(stderr=True)
 _USAGE = {
     Status.BAD_RECIPE, Status.BAD_ARGUMENT, Status.UNKNOWN_NAME, Status.OUT_OF_RANGE, Status.BAD_SHAPE, Status.BAD_DTYPE,
 }  # fmt: skip
-_DEVICE = {Status.BACKEND_MISSING, Status.NO_VARIANT}
+_DEVICE = {Status.BACKEND_MISSING, Status.BACKEND_TOO_OLD, Status.PROVIDER_MISSING, Status.NO_VARIANT}
 
 RecipeArgument = Annotated[str, typer.Argument(help="Path of a recipe.toml, or the name of a family of export/.")]
 BundleArgument = Annotated[Path, typer.Argument(help="An .edgegen file.")]

@@ -52,7 +52,10 @@ def facts(bundle: Bundle) -> dict[str, Any]:
             for p in m.programs
         ],
         "variants": [
-            {"name": v.name, "engine": v.engine, "bytes": sum(bundle.table[x].nbytes for x in v.components.values()), "golden": len(v.golden)}
+            {
+                "name": v.name, "engine": v.engine, "providers": [p.name for p in v.providers], "golden": len(v.golden),
+                "bytes": sum(bundle.table[x].nbytes for x in {*v.components.values(), *v.weights.values()}),
+            }
             for v in m.variants
         ],
         "report": bundle.document("report"),
@@ -102,7 +105,7 @@ def describe(bundle: Bundle, console: Console) -> None:
         title_justify="left",
     )
     for v in f["variants"]:
-        variants.add_row(v["name"], v["engine"], f"{v['bytes'] / 1e6:.2f}", verdicts.get(v["name"], {}).get("why", ""))
+        variants.add_row(v["name"], ", ".join([v["engine"], *v["providers"]]), f"{v['bytes'] / 1e6:.2f}", verdicts.get(v["name"], {}).get("why", ""))
     for name, verdict in verdicts.items():
         if name not in {v["name"] for v in f["variants"]}:
             variants.add_row(f"({name})", "", f"{verdict['bytes'] / 1e6:.2f}", f"left out: {verdict['why']}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def _programs(recipe: Recipe, process: Process | None, schedulers: Mapping[str, 
             except EdgegenError as e:
                 raise RecipeError(f"programs[{i}], {steps} steps: {e}") from e
             name = program.name if program.name not in programs else f"{program.name}-{i}"
-            programs[name] = Program(name, program.inputs, program.instructions, program.outputs, program.nfe, program.steps)
+            programs[name] = replace(program, name=name)
     return programs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +13,43 @@ import numpy.typing as npt
 from edgegen.canonical import from_hex, to_hex
 from edgegen.errors import BundleError, Status
 
-__all__ = ["DTYPES", "ConditionSpec", "SampleSpec", "Signature", "TensorSpec", "default_conditions", "draw_condition", "keys"]
+__all__ = [
+    "BATCH", "DTYPES", "MAX_TEXT", "NAME", "ConditionSpec", "SampleSpec", "Signature", "TensorSpec", "check_count", "check_name",
+    "default_conditions", "draw_condition", "keys",
+]  # fmt: skip
 
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "int8", "uint8", "bool")
 BATCH = "batch"
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
+"""Names of tensors, components, conditions, programs, variants, documents and registers."""
+MAX_TENSORS = 64
+MAX_TEXT = 4096
+"""UTF-8 bytes of a free text."""
 
 
 def _bad(message: str) -> BundleError:
     return BundleError(message, Status.BAD_MANIFEST)
+
+
+def check_name(name: str, what: str) -> None:
+    """Raise BundleError (BAD_MANIFEST) unless `name` is a name."""
+    if not NAME.fullmatch(name):
+        raise _bad(f"{what} {name[:80]!r} is not a name ([A-Za-z_][A-Za-z0-9_.-]*, at most 64 characters)")
+
+
+def check_count(count: int, most: int, what: str) -> None:
+    """Raise BundleError (LIMIT) if there are more than `most` of something, or a text has more bytes."""
+    if count > most:
+        raise BundleError(f"{what}: {count}, at most {most} are allowed", Status.LIMIT)
+
+
+def _check_sizes(name: str, shape: tuple[int | str, ...]) -> None:
+    """At most 6 sizes, each a whole number from 1 to 2^31 - 1."""
+    if len(shape) > 6:
+        raise _bad(f"tensor {name!r}: rank {len(shape)}, at most 6 is allowed")
+    for size in shape:
+        if not (isinstance(size, int) and 1 <= size < 2**31):
+            raise _bad(f"tensor {name!r}: size {size!r}, expected 1 .. 2^31 - 1")
 
 
 def keys(value: Any, where: str, required: Mapping[str, type], optional: Mapping[str, type] | None = None) -> dict[str, Any]:
@@ -43,13 +73,10 @@ class TensorSpec:
     shape: tuple[int | str, ...]
 
     def __post_init__(self) -> None:
+        check_name(self.name, "tensor")
         if self.dtype not in DTYPES:
             raise _bad(f"tensor {self.name!r}: dtype {self.dtype!r}, expected one of {', '.join(DTYPES)}")
-        if len(self.shape) > 6:
-            raise _bad(f"tensor {self.name!r}: rank {len(self.shape)}, at most 6 is allowed")
-        for size in self.shape:
-            if size != BATCH and not (isinstance(size, int) and 1 <= size < 2**31):
-                raise _bad(f"tensor {self.name!r}: size {size!r}, expected 1 .. 2^31 - 1 or {BATCH!r}")
+        _check_sizes(self.name, tuple(1 if size == BATCH else size for size in self.shape))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -80,9 +107,11 @@ class Signature:
     def from_json(cls, value: Any, where: str) -> Signature:
         """The checked inverse of `to_json`."""
         value = keys(value, where, {"inputs": list, "outputs": list})
+        for side in ("inputs", "outputs"):
+            check_count(len(value[side]), MAX_TENSORS, f"{where}.{side}")
         inputs, outputs = (tuple(TensorSpec.from_json(t, f"{where}.{side}") for t in value[side]) for side in ("inputs", "outputs"))
-        for side in (inputs, outputs):
-            if not side or len({t.name for t in side}) != len(side):
+        for tensors in (inputs, outputs):
+            if not tensors or len({t.name for t in tensors}) != len(tensors):
                 raise _bad(f"{where}: a component needs at least one input and output, each name once")
         return cls(inputs, outputs)
 
@@ -104,7 +133,9 @@ class ConditionSpec:
     summary: str = ""
 
     def __post_init__(self) -> None:
-        TensorSpec(self.name, self.dtype, self.shape)
+        TensorSpec(self.name, self.dtype, ())
+        _check_sizes(self.name, self.shape)
+        check_count(len(self.summary.encode()), MAX_TEXT, f"condition {self.name!r}: bytes of the summary")
         if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
             raise _bad(f"condition {self.name!r}: minimum {self.minimum} is above maximum {self.maximum}")
 
@@ -133,7 +164,7 @@ class SampleSpec:
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        TensorSpec("sample", "float32", self.shape)
+        _check_sizes("sample", self.shape)
         if self.kind not in ("image", "array"):
             raise _bad(f"sample kind {self.kind!r}, expected 'image' or 'array'")
         if self.kind == "image" and (len(self.shape) != 3 or self.shape[0] not in (1, 3)):

@@ -23,7 +23,7 @@ from edgegen.plan import Plan
 from edgegen.program import Program, initial_state, interpret, normals, program_to_json
 from edgegen.quality import distance
 from edgegen.spec import default_conditions, draw_condition
-from edgegen.targets.onnxruntime import OrtComponent, check_model, parse_model
+from edgegen.targets.onnxruntime import OrtComponent, check_model, parse_model, split_weights
 from edgegen.targets.onnxruntime.qdq import plan as plan_qdq
 from edgegen.targets.onnxruntime.qdq import quantize as quantize_model
 from edgegen.targets.onnxruntime.qdq import watched
@@ -179,15 +179,17 @@ def compile_variants(plan: Plan, exported: Path, quantized: Path | None, out: Pa
 
 
 def _variant(plan: Plan, precision: str, data: bytes, golden: Mapping[str, Array], members: dict[str, bytes]) -> Variant:
-    """A variant's entry; its network and golden samples are added to `members`."""
-    network = f"{plan.component}.{precision}.onnx"
-    members[network] = data
+    """A variant's entry; its network, its weights and its golden samples are added to `members`."""
+    network, place = f"{plan.component}.{precision}.onnx", f"{plan.component}.{precision}.weights"
+    members[network], weights = split_weights(parse_model(data, network), place)
+    if weights:
+        members[place] = weights
     vectors = []
     for i, (program, sample) in enumerate(golden.items()):
         member = f"golden.{i}.{precision}.f32"
         members[member] = np.ascontiguousarray(sample, "<f4").tobytes()
         vectors.append(Golden(program, member, _TOLERANCE[precision] * (plan.sample.high - plan.sample.low)))
-    return Variant(precision, "onnxruntime", {plan.component: network}, tuple(vectors))
+    return Variant(precision, "onnxruntime", {plan.component: network}, tuple(vectors), {plan.component: place} if weights else {})
 
 
 def _bundle(plan: Plan, variants: list[Variant], members: dict[str, bytes], documents: Mapping[str, Any]) -> bytes:
@@ -241,6 +243,5 @@ def pack(plan: Plan, exported: Path, quantized: Path | None, compiled: Path, mea
     documents["report"] = {"export": _read_json(exported / "export.json"), "variants": verdicts}
     if quantized is not None:
         documents["report"]["quantize"] = _read_json(quantized / "quantize.json")
-    kept = {name for v in variants for name in (*v.components.values(), *(g.member for g in v.golden))}
-    members = {name: bundle.member(name) for name in kept}
+    members = {name: bundle.member(name) for v in variants for name in v.members()}
     return _bundle(plan, variants, members, documents)

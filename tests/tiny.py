@@ -1,4 +1,4 @@
-"""A tiny conditional denoiser as an ONNX file and its recipe: what tests build when no training is needed."""
+"""Tiny networks as ONNX files, with a recipe or as a bundle: what tests build when no training is needed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from edgegen import canonical
+from edgegen.bundle import Manifest, ProgramEntry, Variant, bundle_bytes
+from edgegen.program import Eval, Input, Lincomb, Noise, Program, Reg, State, Step, program_to_json
+from edgegen.spec import ConditionSpec, SampleSpec, Signature, TensorSpec
 
 RECIPE = """\
 schema = 1
@@ -52,7 +57,7 @@ samples = 4
 
 
 def tiny_model(seed: int = 0) -> onnx.ModelProto:
-    """prediction = 0.5 x + conv2(relu(conv1(x) + t + table[label]))."""
+    """prediction = 0.5 x + conv2(relu(conv1(x) + t + table[label])). Its two convolutions have constants large enough to be moved out."""
     rng = np.random.default_rng(seed)
 
     def constant(name, value):
@@ -71,11 +76,11 @@ def tiny_model(seed: int = 0) -> onnx.ModelProto:
         helper.make_node("Add", ["c2", "xh"], ["prediction"], "out"),
     ]
     initializers = [
-        constant("w1", (0.3 * rng.standard_normal((8, 1, 3, 3))).astype(np.float32)),
-        constant("b1", np.zeros(8, np.float32)),
-        constant("w2", (0.05 * rng.standard_normal((1, 8, 3, 3))).astype(np.float32)),
+        constant("w1", (0.3 * rng.standard_normal((32, 1, 3, 3))).astype(np.float32)),
+        constant("b1", np.zeros(32, np.float32)),
+        constant("w2", (0.025 * rng.standard_normal((1, 32, 3, 3))).astype(np.float32)),
         constant("b2", np.zeros(1, np.float32)),
-        constant("table", (0.2 * rng.standard_normal((5, 8))).astype(np.float32)),
+        constant("table", (0.2 * rng.standard_normal((5, 32))).astype(np.float32)),
         constant("axis1", np.array([1], np.int64)),
         constant("axes23", np.array([2, 3], np.int64)),
         constant("half", np.float32(0.5)),
@@ -141,3 +146,64 @@ def mixing_model(inputs: dict[str, tuple[str, list[int]]], output: list[int]) ->
     outputs = [helper.make_tensor_value_info("prediction", TensorProto.FLOAT, ["batch", *output])]
     graph = helper.make_graph(nodes, "mixing", declared, outputs, initializers)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def cell_model() -> onnx.ModelProto:
+    """A recurrent cell: g = tanh(x A + h B), y = g C."""
+    rng = np.random.default_rng(5)
+    constants = {"A": (4, 8), "B": (8, 8), "C": (8, 4)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "A"], ["xa"]),
+        helper.make_node("MatMul", ["h", "B"], ["hb"]),
+        helper.make_node("Add", ["xa", "hb"], ["s"]),
+        helper.make_node("Tanh", ["s"], ["g"]),
+        helper.make_node("MatMul", ["g", "C"], ["y"]),
+    ]
+    initializers = [numpy_helper.from_array((0.5 * rng.standard_normal(shape)).astype(np.float32), name) for name, shape in constants.items()]
+    inputs, outputs = (
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", k]) for n, k in side] for side in ((("x", 4), ("h", 8)), (("y", 4), ("g", 8)))
+    )
+    graph = helper.make_graph(nodes, "cell", inputs, outputs, initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def stream_program() -> Program:
+    """Frames through the cell: sample = y + 0.5 last frame + 0.25 the one before it + 0.125 noise."""
+    return Program(
+        "stream",
+        (Input("frame", "condition"),),
+        (
+            Eval("cell", {"x": (Reg("frame"),), "h": (Reg("h"),)}, {"y": ("y",), "g": ("g",)}),
+            Noise("z", "frame", 1),
+            Lincomb("out", ((1.0, "y"), (0.5, "one"), (0.25, "two"), (0.125, "z"))),
+        ),
+        {"sample": "out"},
+        {"cell": 1},
+        (Step(3, "out", 0.0),),
+        (State("h", (8,), "g"), State("one", (4,), "frame", 1.0), State("two", (4,), "one", 2.0)),
+    )
+
+
+def stream_bundle() -> bytes:
+    """A bundle of `stream_program` and a program without states over the same cell."""
+    shape = lambda n: ("batch", n)  # noqa: E731
+    signature = Signature(
+        (TensorSpec("x", "float32", shape(4)), TensorSpec("h", "float32", shape(8))),
+        (TensorSpec("y", "float32", shape(4)), TensorSpec("g", "float32", shape(8))),
+    )
+    once = Program(
+        "once",
+        (Input("x_T"), Input("frame", "condition")),
+        (Noise("z", "x_T", 1, (8,)), Eval("cell", {"x": (Reg("frame"),), "h": (Reg("z"),)}, {"y": ("y",), "g": ("g",)}), Lincomb("out", ((1.0, "y"), (1.0, "x_T")))),
+        {"sample": "out"},
+        {"cell": 1},
+        (Step(3, "out", 0.0),),
+    )  # fmt: skip
+    manifest = Manifest(
+        "stream", "a recurrent cell for tests", "", "tests", False, SampleSpec((4,)), (ConditionSpec("frame", "float32", (4,), default=0.0),),
+        {"cell": signature}, (ProgramEntry("once", 1, "program.0.json"), ProgramEntry("stream", 1, "program.1.json")),
+        (Variant("float32", "onnxruntime", {"cell": "cell.onnx"}, ()),), {},
+    )  # fmt: skip
+    members = {"cell.onnx": cell_model().SerializeToString(deterministic=True)}
+    members |= {f"program.{i}.json": canonical.encode(program_to_json(p)) for i, p in enumerate((once, stream_program()))}
+    return bundle_bytes(manifest, members)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgegen.bundle.layout import FORMAT
 from edgegen.canonical import from_hex, to_hex
 from edgegen.errors import BundleError, Status
-from edgegen.spec import ConditionSpec, SampleSpec, Signature, keys
+from edgegen.spec import MAX_TEXT, ConditionSpec, SampleSpec, Signature, check_count, check_name, keys
 
-__all__ = ["Golden", "Manifest", "ProgramEntry", "Variant"]
+__all__ = ["Golden", "Manifest", "ProgramEntry", "Provider", "Variant"]
+
+MOST = {"conditions": 64, "components": 64, "programs": 256, "variants": 64, "documents": 64, "golden": 256, "providers": 16, "options": 64}
+"""How many entries a list of the manifest may have: what a reader holds in memory is bounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +27,30 @@ class Golden:
 
 
 @dataclass(frozen=True, slots=True)
+class Provider:
+    """An execution provider of ONNX Runtime by its short name (CUDA, XNNPACK, QNN, ...), and its options."""
+
+    name: str
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Variant:
-    """One compiled choice: for each component the member that holds it. engine: "onnxruntime"."""
+    """One compiled choice: for each component the member that holds its network, and, where it has large constants, the one that holds them.
+
+    engine: "onnxruntime". providers: in order of preference, before the CPU, which is always the last.
+    """
 
     name: str
     engine: str
     components: Mapping[str, str]
     golden: tuple[Golden, ...]
+    weights: Mapping[str, str] = field(default_factory=dict)
+    providers: tuple[Provider, ...] = ()
+
+    def members(self) -> set[str]:
+        """The names of the members that it refers to."""
+        return {*self.components.values(), *self.weights.values(), *(g.member for g in self.golden)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +98,9 @@ class Manifest:
                 {
                     "name": v.name,
                     "engine": v.engine,
+                    "providers": [{"name": p.name, "options": dict(p.options)} for p in v.providers],
                     "components": dict(v.components),
+                    "weights": dict(v.weights),
                     "golden": [{"program": g.program, "member": g.member, "tolerance": to_hex(g.tolerance)} for g in v.golden],
                 }
                 for v in self.variants
@@ -88,7 +110,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, value: Any) -> Manifest:
-        """The checked inverse of `to_json`. Raises BundleError (BAD_MANIFEST, BAD_VERSION or INCONSISTENT)."""
+        """The checked inverse of `to_json`. Raises BundleError (BAD_MANIFEST, BAD_VERSION, LIMIT or INCONSISTENT)."""
         value = keys(
             value, "manifest",
             {"format": str, "name": str, "summary": str, "licence": str, "producer": str, "trusted_pickle": int, "sample": dict,
@@ -96,6 +118,13 @@ class Manifest:
         )  # fmt: skip
         if value["format"] != FORMAT:
             raise BundleError(f"manifest: format {value['format']!r}, the header says {FORMAT}", Status.BAD_VERSION)
+        for key in ("name", "summary", "licence", "producer"):
+            check_count(len(value[key].encode()), MAX_TEXT, f"manifest: bytes of {key!r}")
+        for key in ("conditions", "components", "programs", "variants", "documents"):
+            check_count(len(value[key]), MOST[key], f"manifest: {key}")
+        for key in ("components", "documents"):
+            for name in value[key]:
+                check_name(name, key)
         manifest = cls(
             value["name"], value["summary"], value["licence"], value["producer"], bool(value["trusted_pickle"]),
             SampleSpec.from_json(value["sample"], "sample"),
@@ -112,7 +141,7 @@ class Manifest:
         """The names of all members that the manifest refers to."""
         named = {p.member for p in self.programs} | set(self.documents.values())
         for v in self.variants:
-            named |= set(v.components.values()) | {g.member for g in v.golden}
+            named |= v.members()
         return named
 
     def _check(self, trusted_pickle: int) -> None:
@@ -122,11 +151,13 @@ class Manifest:
             (not self.programs or len(programs) != len(self.programs), "programs: expected at least one, each name once"),
             (not self.variants or len({v.name for v in self.variants}) != len(self.variants), "variants: expected at least one, each name once"),
             (len({c.name for c in self.conditions}) != len(self.conditions), "conditions: a name appears twice"),
+            (len({p.member for p in self.programs}) != len(self.programs), "programs: two share a member"),
             (any(not 1 <= p.steps <= 65_536 for p in self.programs), "programs: steps must be in 1 .. 65536"),
             (trusted_pickle not in (0, 1), "trusted_pickle is neither 0 nor 1"),
         ]
         for v in self.variants:
             faults.append((set(v.components) != set(self.components), f"variant {v.name!r} does not hold exactly the components"))
+            faults.append((not set(v.weights) <= set(v.components), f"variant {v.name!r} has weights of an unknown component"))
             faults.append((any(g.program not in programs for g in v.golden), f"variant {v.name!r} has a golden vector of an unknown program"))
             faults.append((any(g.tolerance < 0 for g in v.golden), f"variant {v.name!r} has a negative tolerance"))
         for wrong, message in faults:
@@ -142,13 +173,24 @@ def _strings(value: dict[str, Any], where: str) -> dict[str, str]:
 
 def _program(value: Any, where: str) -> ProgramEntry:
     value = keys(value, where, {"name": str, "steps": int, "member": str})
+    check_name(value["name"], where)
     return ProgramEntry(value["name"], value["steps"], value["member"])
 
 
 def _variant(value: Any, where: str) -> Variant:
-    value = keys(value, where, {"name": str, "engine": str, "components": dict, "golden": list})
-    golden = []
-    for i, g in enumerate(value["golden"]):
-        g = keys(g, f"{where}.golden[{i}]", {"program": str, "member": str, "tolerance": str})
-        golden.append(Golden(g["program"], g["member"], from_hex(g["tolerance"])))
-    return Variant(value["name"], value["engine"], _strings(value["components"], f"{where}.components"), tuple(golden))
+    value = keys(value, where, {"name": str, "engine": str, "providers": list, "components": dict, "weights": dict, "golden": list})
+    for key in ("name", "engine"):
+        check_name(value[key], where)
+    for key in ("providers", "golden"):
+        check_count(len(value[key]), MOST[key], f"{where}.{key}")
+    providers, golden = [], []
+    for i, item in enumerate(value["providers"]):
+        item = keys(item, f"{where}.providers[{i}]", {"name": str, "options": dict})
+        check_name(item["name"], f"{where}.providers[{i}]")
+        check_count(len(item["options"]), MOST["options"], f"{where}.providers[{i}].options")
+        providers.append(Provider(item["name"], _strings(item["options"], f"{where}.providers[{i}].options")))
+    components, weights = (_strings(value[key], f"{where}.{key}") for key in ("components", "weights"))
+    for i, item in enumerate(value["golden"]):
+        item = keys(item, f"{where}.golden[{i}]", {"program": str, "member": str, "tolerance": str})
+        golden.append(Golden(item["program"], item["member"], from_hex(item["tolerance"])))
+    return Variant(value["name"], value["engine"], components, tuple(golden), weights, tuple(providers))

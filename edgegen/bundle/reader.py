@@ -20,7 +20,7 @@ from edgegen.bundle.layout import ALIGNMENT, HEADER, HEADER_BYTES, MAGIC, MAX_MA
 from edgegen.bundle.manifest import Manifest
 from edgegen.errors import BundleError, ProgramError, Status
 from edgegen.program import Eval, Program, program_from_json
-from edgegen.program.shapes import infer_shapes
+from edgegen.program.shapes import MAX_ELEMENTS, check_types, infer_shapes
 from edgegen.spec import TensorSpec, keys
 
 __all__ = ["Bundle", "Member", "open_bundle", "parse_bundle"]
@@ -123,6 +123,10 @@ class _Reader:
         manifest = Manifest.from_json(value)
         if manifest.members() != set(table):
             raise self.fail(Status.INCONSISTENT, f"manifest and members differ: {sorted(manifest.members() ^ set(table))}")
+        for name, signature in manifest.components.items():
+            for t in (*signature.inputs, *signature.outputs):
+                if math.prod(n for n in t.shape if isinstance(n, int)) > MAX_ELEMENTS:
+                    raise self.fail(Status.INCONSISTENT, f"component {name!r}: {t} has more than {MAX_ELEMENTS} elements per sample")
         programs: dict[str, Program] = {}
         bundle = Bundle(manifest, programs, table, self.data, self.origin)
         programs.update(self.programs(bundle))
@@ -140,8 +144,10 @@ class _Reader:
             _check_evaluations(program, manifest, f"{self.origin}: program {entry.name!r}")
             conditions = {c.name for c in manifest.conditions}
             missing = [i.name for i in program.inputs if i.kind == "condition" and i.name not in conditions]
-            if missing or [i.kind for i in program.inputs].count("noise") != 1 or "sample" not in program.outputs:
-                raise self.fail(Status.INCONSISTENT, f"program {entry.name!r}: expected one noise input, an output `sample` and known conditions")
+            draws = [i.kind for i in program.inputs].count("noise")
+            if missing or draws > 1 or (draws == 0 and not program.states) or "sample" not in program.outputs:
+                expected = "expected one noise input (none is needed with states), an output `sample` and known conditions"
+                raise self.fail(Status.INCONSISTENT, f"program {entry.name!r}: {expected}")
             _check_shapes(program, manifest, self.origin)
             programs[entry.name] = program
         return programs
@@ -165,11 +171,12 @@ def _check_evaluations(program: Program, manifest: Manifest, where: str) -> None
 
 
 def _check_shapes(program: Program, manifest: Manifest, origin: str) -> None:
-    """Every register fits its readers, none is too large, and the sample has the manifest's shape."""
+    """Every register fits its readers in dtype and shape, none is too large, and the sample has the manifest's shape."""
     components = {name: (_tails(s.inputs), _tails(s.outputs)) for name, s in manifest.components.items()}
-    conditions = {c.name: c.shape for c in manifest.conditions}
-    inputs = {i.name: conditions[i.name] if i.kind == "condition" else manifest.sample.shape for i in program.inputs}
+    conditions = {c.name: c for c in manifest.conditions}
+    inputs = {i.name: conditions[i.name].shape if i.kind == "condition" else manifest.sample.shape for i in program.inputs}
     try:
+        check_types(program, {name: c.dtype for name, c in conditions.items()}, manifest.components)
         sample = infer_shapes(program, inputs, components)["sample"]
     except ProgramError as e:
         raise BundleError(f"{origin}: {e}", Status.INCONSISTENT) from e

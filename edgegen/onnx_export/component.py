@@ -17,7 +17,7 @@ from edgegen.library import run_file
 from edgegen.onnx_export.onnx_file import read_onnx_file
 from edgegen.onnx_export.torch_module import export_module
 from edgegen.spec import BATCH, ConditionSpec, Signature, draw_condition
-from edgegen.targets.onnxruntime import OrtComponent, onnxruntime_version
+from edgegen.targets.onnxruntime import OrtComponent, make_raw, onnxruntime_version
 
 if TYPE_CHECKING:
     import torch
@@ -141,6 +141,7 @@ def export_component(
     module = _load_module(path, function, weights, options or {})
     with _importable(path.parent):
         model = export_module(module, signature, _example(signature, conditions, time, times[0], 2))
+        make_raw(model)
         data = model.SerializeToString(deterministic=True)
         report = _compare(module, data, signature, conditions, times, time, component)
     return data, report

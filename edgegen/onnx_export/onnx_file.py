@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgegen.errors import EdgegenError, ExportError
+from edgegen.errors import EdgegenError, ExportError, Status
 from edgegen.spec import Signature
-from edgegen.targets.onnxruntime.check import check_model, parse_model
+from edgegen.targets.onnxruntime import check_model, make_raw, parse_model
 
 if TYPE_CHECKING:
     import onnx
@@ -22,7 +22,10 @@ def read_onnx_file(path: Path, signature: Signature) -> onnx.ModelProto:
     """
     try:
         model = parse_model(path.read_bytes(), str(path))
+        make_raw(model)
         check_model(model, signature, str(path))
+    except ValueError as e:  # onnx's word for a constant whose list of numbers does not fit its shape
+        raise ExportError(f"{path}: {e}", Status.INCONSISTENT) from e
     except OSError as e:
         raise ExportError(f"{path}: cannot be read: {e.strerror}") from e
     except EdgegenError as e:

@@ -17,10 +17,11 @@ from edgegen.program.instructions import (
     Select,
     Slice,
     Slincomb,
+    State,
     Step,
     Threshold,
 )
-from edgegen.program.interpreter import Executable, Network, compile_program, initial_state, interpret
+from edgegen.program.interpreter import Executable, Network, StreamState, compile_program, initial_state, interpret
 from edgegen.program.json_form import program_from_json, program_to_json
 from edgegen.program.noise import normals, philox4x32
 from edgegen.program.verify import verify
@@ -44,7 +45,9 @@ __all__ = [
     "Select",
     "Slice",
     "Slincomb",
+    "State",
     "Step",
+    "StreamState",
     "Threshold",
     "compile_program",
     "initial_state",

@@ -56,6 +56,8 @@ class _Fuser:
     def run(self) -> Fused:
         from onnx import TensorProto, helper
 
+        if self.program.states:
+            raise self.refuse("it has states")
         element = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "int32": TensorProto.INT32}
         graph_inputs = []
         for declared in self.program.inputs:

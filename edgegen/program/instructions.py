@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 __all__ = [
     "Clamp", "Concat", "Eval", "Imm", "Input", "Instruction", "Lincomb", "Muladd", "Noise", "Program", "Reduce", "Reg", "Scalar", "Select",
-    "Slice", "Slincomb", "Step", "Threshold",
+    "Slice", "Slincomb", "State", "Step", "Threshold",
 ]  # fmt: skip
 
 
@@ -176,6 +176,19 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True)
+class State:
+    """A register that lives across the calls of a stream: `initial` in every element at first, then what `next` held when a call ended.
+
+    shape: without the batch. Streaming networks keep their hidden states and overlap buffers so.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    next: str
+    initial: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """A mark for progress and cancelling: once `after` instructions have run, `state` holds the sample at `time`."""
 
@@ -186,7 +199,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """inputs -> instructions -> outputs. `nfe` declares the network evaluations per component; the verifier counts them."""
+    """inputs and states -> instructions -> outputs. `nfe` declares the network evaluations per component; the verifier counts them."""
 
     name: str
     inputs: tuple[Input, ...]
@@ -194,3 +207,4 @@ class Program:
     outputs: Mapping[str, str]
     nfe: Mapping[str, int]
     steps: tuple[Step, ...] = field(default=())
+    states: tuple[State, ...] = field(default=())

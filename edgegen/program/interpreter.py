@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from edgegen.program.instructions import (
 from edgegen.program.noise import check_seed, normals
 from edgegen.program.verify import verify, writes
 
-__all__ = ["Executable", "Network", "OnStep", "compile_program", "initial_state", "interpret"]
+__all__ = ["Executable", "Network", "OnStep", "StreamState", "compile_program", "initial_state", "interpret"]
 
 Tensor = npt.NDArray[Any]
 Network = Callable[..., Tensor | Mapping[str, Tensor]]
@@ -45,15 +46,24 @@ OnStep = Callable[[int, int, Tensor], object]
 """on_step(steps done, steps in all, sample so far); returning False cancels. The array is the interpreter's own: copy it to keep it."""
 
 
+@dataclass(slots=True)
+class StreamState:
+    """What a stream carries from call to call: how many calls it has had, and the value of each state (none before the first)."""
+
+    calls: int = 0
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+
 class _State:
     """What one run owns: registers, the networks it calls, the seed, the callback, and joined conditions (the same at each step)."""
 
-    __slots__ = ("joined", "networks", "on_step", "registers", "seed")
+    __slots__ = ("call", "joined", "networks", "on_step", "registers", "seed")
 
-    def __init__(self, registers: dict[str, Tensor], networks: Mapping[str, Network], seed: int, on_step: OnStep | None) -> None:
+    def __init__(self, registers: dict[str, Tensor], networks: Mapping[str, Network], seed: int, call: int, on_step: OnStep | None) -> None:
         self.registers = registers
         self.networks = networks
         self.seed = seed
+        self.call = call
         self.on_step = on_step
         self.joined: dict[int, Tensor] = {}
 
@@ -223,15 +233,20 @@ class _Compiler:
             shape = state.registers[like].shape
             if sizes is not None:
                 shape = (*shape[:1], *sizes)
-            state.registers[out] = normals(state.seed, draw, shape).astype(dtype, copy=False)
+            state.registers[out] = normals(state.seed, draw, shape, state.call).astype(dtype, copy=False)
 
         return run
 
     def clamp(self, instruction: Clamp) -> _Action:
         low, high = _round(instruction.low, self.dtype), _round(instruction.high, self.dtype)
+        zero_bound = low == 0.0 or high == 0.0
 
         def run(state: _State) -> None:
-            state.registers[instruction.out] = np.minimum(np.maximum(state.registers[instruction.x], low), high)
+            x = state.registers[instruction.x]
+            clamped = np.minimum(np.maximum(x, low), high)
+            if zero_bound:  # which of 0 and -0 numpy's minimum and maximum give depends on the processor
+                clamped = np.where(x == 0.0, x, clamped)
+            state.registers[instruction.out] = clamped
 
         return run
 
@@ -389,8 +404,8 @@ _SCALAR_OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sub": np.subtract,
     "mul": np.multiply,
     "div": np.divide,
-    "min": np.minimum,
-    "max": np.maximum,
+    "min": lambda a, b: np.where((a < b) | np.isnan(a), a, b),  # of 0 and -0 the second, on every processor
+    "max": lambda a, b: np.where((a > b) | np.isnan(a), a, b),
     "sqrt": lambda a, b: np.sqrt(a),
 }
 
@@ -422,7 +437,8 @@ class Executable:
         if self.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
             raise ProgramError(f"expected dtype float32 or float64, found {self.dtype.name}", Status.BAD_DTYPE)
         # NaN and infinity reach the outputs through these instructions, so where there are no others a look at the end is enough
-        self._actions = self._compiled(checked=not all(isinstance(i, (Eval, Lincomb, Noise, Concat, Muladd)) for i in program.instructions))
+        passing = all(isinstance(i, (Eval, Lincomb, Noise, Concat, Muladd)) for i in program.instructions)
+        self._actions = self._compiled(checked=not passing)
 
     def _compiled(self, *, checked: bool) -> list[_Action]:
         """One action per instruction and step mark."""
@@ -438,10 +454,16 @@ class Executable:
         return actions
 
     def run(
-        self, networks: Mapping[str, Network], inputs: Mapping[str, npt.ArrayLike], *, seed: int = 0, on_step: OnStep | None = None
-    ) -> dict[str, Tensor]:
-        """The program's outputs. Arguments and errors as in `interpret`."""
+        self, networks: Mapping[str, Network], inputs: Mapping[str, npt.ArrayLike], *, seed: int = 0, on_step: OnStep | None = None,
+        stream: StreamState | None = None, rows: int = 1,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """The program's outputs. Arguments and errors as in `interpret`.
+
+        stream: of a program with states, what is carried from call to call; it moves on if the call succeeds. rows: its batch.
+        """
         program = self.program
+        if (stream is not None) != bool(program.states):
+            raise RuntimeFault(f"program {program.name!r} has {len(program.states)} states; `stream` is for programs with states", Status.BAD_STATE)
         declared = {i.name: i for i in program.inputs}
         for name in inputs:
             if name not in declared:
@@ -454,14 +476,21 @@ class Executable:
             if name not in inputs:
                 raise RuntimeFault(f"program {program.name!r} needs input {name!r} ({spec.kind})", Status.UNKNOWN_NAME)
             registers[name] = np.asarray(inputs[name], self.dtype) if spec.kind == "noise" else np.asarray(inputs[name])
+        call = 0
+        if stream is not None:
+            call = stream.calls
+            registers |= stream.values or {s.name: np.full((rows, *s.shape), _round(s.initial, self.dtype)) for s in program.states}
         initial = dict(registers)
-        state = _State(registers, networks, check_seed(seed), on_step)
+        state = _State(registers, networks, check_seed(seed), call, on_step)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             for action in self._actions:
                 action(state)
             outputs = {name: registers[register] for name, register in program.outputs.items()}
-            if not all(_all_finite(value) for value in outputs.values()):
-                self._explain(_State(initial, networks, state.seed, None))
+            following = {s.name: registers[s.next] for s in program.states}
+            if not all(_all_finite(value) for value in (*outputs.values(), *following.values())):
+                self._explain(_State(initial, networks, state.seed, call, None))
+        if stream is not None:
+            stream.values, stream.calls = following, call + 1
         return outputs
 
     def _explain(self, state: _State) -> None:

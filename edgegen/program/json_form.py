@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgegen.canonical import from_hex, to_hex
-from edgegen.errors import ProgramError
+from edgegen.errors import BundleError, ProgramError
 from edgegen.program.instructions import (
     Clamp,
     Concat,
@@ -25,6 +25,7 @@ from edgegen.program.instructions import (
     Select,
     Slice,
     Slincomb,
+    State,
     Step,
     Threshold,
 )  # fmt: skip
@@ -83,6 +84,10 @@ def _instruction_to_json(instruction: Instruction) -> Json:
             return {"op": "SLINCOMB", "out": out, "terms": [[to_hex(c), name] + ([] if f is None else [f]) for c, name, f in terms]}
 
 
+def _state_to_json(state: State) -> Json:
+    return {"name": state.name, "shape": list(state.shape), "next": state.next, "initial": to_hex(state.initial)}
+
+
 def program_to_json(program: Program) -> Json:
     """`program` as plain dicts, lists, strings and integers, ready for `edgegen.canonical.encode`."""
     return {
@@ -93,7 +98,7 @@ def program_to_json(program: Program) -> Json:
         "outputs": dict(program.outputs),
         "nfe": dict(program.nfe),
         "steps": [{"after": s.after, "state": s.state, "time": to_hex(s.time)} for s in program.steps],
-    }
+    } | ({"states": [_state_to_json(s) for s in program.states]} if program.states else {})
 
 
 def _fields(value: Json, where: str, types: Mapping[str, type | tuple[type, ...]]) -> list[Any]:
@@ -240,13 +245,21 @@ def _names(value: dict[str, Any], kind: type, where: str) -> dict[str, Any]:
 
 
 def program_from_json(value: Json) -> Program:
-    """The verified program that `value` (decoded JSON) describes. Raises ProgramError or BundleError (a malformed number)."""
-    version, name, inputs, instructions, outputs, nfe, steps = _fields(
-        value, "program",
-        {"version": int, "name": str, "inputs": list, "instructions": list, "outputs": dict, "nfe": dict, "steps": list},
-    )  # fmt: skip
+    """The verified program that `value` (decoded JSON) describes. Raises ProgramError."""
+    try:
+        return verify(_program(value))
+    except BundleError as e:
+        raise ProgramError(str(e)) from e
+
+
+def _program(value: Json) -> Program:
+    stateful: dict[str, type] = {"states": list} if isinstance(value, dict) and "states" in value else {}
+    always: dict[str, type] = {"version": int, "name": str, "inputs": list, "instructions": list, "outputs": dict, "nfe": dict, "steps": list}
+    version, name, inputs, instructions, outputs, nfe, steps, *states = _fields(value, "program", always | stateful)
     if version != VERSION:
         raise ProgramError(f"program {name!r}: version {version}, this edgegen reads version {VERSION}")
+    if states and not states[0]:
+        raise ProgramError(f"program {name!r}: an empty list of states; leave the key out")
     read_inputs = []
     for i, item in enumerate(inputs):
         input_name, kind, scale = _fields(item, f"input {i}", {"name": str, "kind": str, "scale": str})
@@ -255,13 +268,17 @@ def program_from_json(value: Json) -> Program:
     for i, item in enumerate(steps):
         after, register, time = _fields(item, f"step {i}", {"after": int, "state": str, "time": str})
         marks.append(Step(after, register, from_hex(time)))
-    return verify(
-        Program(
-            name,
-            tuple(read_inputs),
-            tuple(_instruction(item, i) for i, item in enumerate(instructions)),
-            _names(outputs, str, "outputs"),
-            _names(nfe, int, "nfe"),
-            tuple(marks),
-        )
+    return Program(
+        name,
+        tuple(read_inputs),
+        tuple(_instruction(item, i) for i, item in enumerate(instructions)),
+        _names(outputs, str, "outputs"),
+        _names(nfe, int, "nfe"),
+        tuple(marks),
+        tuple(_state(item, f"state {i}") for i, item in enumerate(states[0])) if states else (),
     )
+
+
+def _state(value: Json, where: str) -> State:
+    name, shape, following, initial = _fields(value, where, {"name": str, "shape": list, "next": str, "initial": str})
+    return State(name, tuple(shape), following, from_hex(initial))

@@ -123,7 +123,7 @@ _SQRT2 = float.fromhex("0x1.6a09e667f3bcdp+0")
 _LOG, _SINE, _COSINE = (tuple(float(t[k, 0, 0]) for t in _TERMS) for k in range(3))
 
 
-def _few(seed: int, draw: int, count: int) -> list[float]:
+def _few(seed: int, draw: int, count: int, call: int) -> list[float]:
     """`normals`, one number at a time (FORMAT.md, section 5), in float64."""
     keys, low, high = [], seed & 0xFFFFFFFF, seed >> 32
     for _ in range(10):
@@ -131,7 +131,7 @@ def _few(seed: int, draw: int, count: int) -> list[float]:
         low, high = (low + 0x9E3779B9) & 0xFFFFFFFF, (high + 0xBB67AE85) & 0xFFFFFFFF
     out: list[float] = []
     for block in range((count + 3) // 4):
-        c0, c1, c2, c3 = block, 0, draw, 0
+        c0, c1, c2, c3 = block, 0, draw, call
         for k0, k1 in keys:
             p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
             c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 & 0xFFFFFFFF, (p0 >> 32) ^ c3 ^ k1, p0 & 0xFFFFFFFF
@@ -161,17 +161,18 @@ def _one_pair(w_radius: int, w_angle: int) -> tuple[float, float]:
     return (sine, cosine) if w_angle & 0x40000000 else (cosine, sine)
 
 
-def normals(seed: int, draw: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """float32[shape] of N(0, 1): element i depends on (seed, draw, i) only, so a larger batch begins with the smaller one.
+def normals(seed: int, draw: int, shape: tuple[int, ...], call: int = 0) -> npt.NDArray[np.float32]:
+    """float32[shape] of N(0, 1): element i depends on (seed, draw, call, i) only, so a larger batch begins with the smaller one.
 
-    seed: 0 .. 2^64 - 1; draw: 0 .. 2^32 - 1. Bit-identical across runtimes; |value| <= 6.77.
+    seed: 0 .. 2^64 - 1; draw: 0 .. 2^32 - 1; call: how many calls a stream has had before, 0 .. 2^32 - 1, and 0 outside streams.
+    Bit-identical across runtimes; |value| <= 6.77.
     """
     count = math.prod(shape)
     if count <= _FEW:
-        return np.array(_few(seed, draw, count), np.float32).reshape(shape)
+        return np.array(_few(seed, draw, count, call), np.float32).reshape(shape)
     blocks = np.arange((count + 3) // 4, dtype=np.uint64)
-    even, odd = np.empty((2, len(blocks)), np.uint32), np.zeros((2, len(blocks)), np.uint32)
-    even[0], even[1], odd[0] = blocks & _LOW, draw, blocks >> _SHIFT32
+    even, odd = np.empty((2, len(blocks)), np.uint32), np.empty((2, len(blocks)), np.uint32)
+    even[0], even[1], odd[0], odd[1] = blocks & _LOW, draw, blocks >> _SHIFT32, call
     words = _rounds(even, odd, (seed & 0xFFFFFFFF, seed >> 32))
     pairs = np.empty((len(blocks), 2, 2), np.float32)
     pairs[:, :, 0], pairs[:, :, 1] = _pair(words[0].T, words[1].T)

@@ -50,7 +50,7 @@ def fold(program: Program) -> Program:
     Guidance, conversion and update become one pass over memory. Needs every register to be written once.
     """
     uses = Counter(name for i in program.instructions for name in reads(i))
-    kept = {*program.outputs.values(), *(step.state for step in program.steps)}
+    kept = {*program.outputs.values(), *(step.state for step in program.steps), *(state.next for state in program.states)}
     inner: dict[str, Lincomb] = {}
     pieces: list[list[Instruction]] = []
     for instruction in program.instructions:
@@ -90,7 +90,7 @@ def last_uses(program: Program) -> dict[str, int]:
             last[name] = i
     for step in program.steps:
         last[step.state] = max(last[step.state], step.after - 1)
-    for name in program.outputs.values():
+    for name in (*program.outputs.values(), *(state.next for state in program.states)):
         last[name] = len(program.instructions)
     return last
 
@@ -127,12 +127,12 @@ def _renamed(instruction: Instruction, old: dict[str, str], new: dict[str, str])
 
 
 def allocate(program: Program) -> Program:
-    """The same program on the fewest registers (linear scan); inputs keep their names, the others become r0, r1, ... (scalars s0, s1, ...)
+    """The same program on the fewest registers (linear scan); inputs and states keep their names, the others become r0, r1, ... (scalars s0, s1, ...)
 
     An instruction never writes a register that it reads. Needs every register to be written once.
     """
     last = last_uses(program)
-    names = {i.name: i.name for i in program.inputs}
+    names = {i.name: i.name for i in program.inputs} | {s.name: s.name for s in program.states}
     inputs = set(names)
     free: dict[str, list[str]] = {"r": [], "s": []}  # tensors are r0, r1, ...; scalars are s0, s1, ...
     made = Counter[str]()
@@ -160,4 +160,5 @@ def allocate(program: Program) -> Program:
         instructions=tuple(instructions),
         outputs={name: names[register] for name, register in program.outputs.items()},
         steps=tuple(Step(s.after, states[s.after], s.time) for s in program.steps),
+        states=tuple(replace(s, next=names[s.next]) for s in program.states),
     )

@@ -1,18 +1,21 @@
-"""Shapes of a program's registers before it runs: what does not fit is found when a bundle is read, and memory is bounded.
+"""Shapes and dtypes of a program's registers before it runs: what does not fit is found when a bundle is read, and memory is bounded.
 
-Shapes here are tails: the sizes of one sample, without the batch, which is axis 0 of every register.
+Shapes here are tails: the sizes of one sample, without the batch, which is axis 0 of every register (FORMAT.md, section 4.4).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+
+import numpy as np
 
 from edgegen.errors import ProgramError, Status
 from edgegen.program.instructions import (
     Clamp,
     Concat,
     Eval,
+    Imm,
     Instruction,
     Lincomb,
     Muladd,
@@ -25,8 +28,10 @@ from edgegen.program.instructions import (
     Slincomb,
     Threshold,
 )  # fmt: skip
+from edgegen.program.verify import numbers, reads
+from edgegen.spec import BATCH, Signature, TensorSpec
 
-__all__ = ["MAX_ELEMENTS", "Shape", "infer_shapes", "written_shapes"]
+__all__ = ["MAX_ELEMENTS", "Shape", "check_types", "infer_shapes", "written_shapes"]
 
 Shape = tuple[int, ...]
 Components = Mapping[str, tuple[Mapping[str, Shape], Mapping[str, Shape]]]
@@ -38,10 +43,13 @@ MAX_ELEMENTS = 2**28
 def infer_shapes(program: Program, inputs: Mapping[str, Shape], components: Components) -> dict[str, Shape]:
     """The shape of each output of a verified program.
 
-    inputs: of the program's inputs. components: name -> (shapes of its inputs, of its outputs).
+    inputs: of the program's inputs; its states declare their own. components: name -> (shapes of its inputs, of its outputs).
     Raises ProgramError (BAD_SHAPE) that names the instruction whose operands do not fit, or whose result is above `MAX_ELEMENTS`.
     """
-    shapes = dict(inputs)
+    shapes = dict(inputs) | {s.name: s.shape for s in program.states}
+    for name, shape in shapes.items():
+        if math.prod(shape) > MAX_ELEMENTS:
+            raise ProgramError(f"program {program.name!r}: input {name!r} has shape {list(shape)}, above {MAX_ELEMENTS} elements", Status.BAD_SHAPE)
     for i, instruction in enumerate(program.instructions):
         try:
             made = written_shapes(instruction, shapes, components)
@@ -51,7 +59,73 @@ def infer_shapes(program: Program, inputs: Mapping[str, Shape], components: Comp
             where = f"program {program.name!r}, instruction {i} ({type(instruction).__name__.upper()})"
             raise ProgramError(f"{where}: {e}", Status.BAD_SHAPE) from e
         shapes.update(made)
+    for state in program.states:
+        if shapes[state.next] != state.shape:
+            found = f"{state.next!r} of shape {list(shapes[state.next])}"
+            raise ProgramError(f"program {program.name!r}: state {state.name!r} {list(state.shape)} continues as {found}", Status.BAD_SHAPE)
     return {name: shapes[register] for name, register in program.outputs.items()}
+
+
+def check_types(program: Program, conditions: Mapping[str, str], components: Mapping[str, Signature]) -> None:
+    """Raise ProgramError (BAD_DTYPE) unless the dtypes of a verified program fit, as FORMAT.md 4.4 says.
+
+    conditions: name -> dtype, of the program's inputs of that kind. components: those that it evaluates.
+    """
+    other = {i.name: conditions[i.name] for i in program.inputs if i.kind == "condition" and conditions[i.name] != "float32"}
+    for i, instruction in enumerate(program.instructions):
+        try:
+            for value in numbers(instruction):
+                _expect(_fits(value, "float32"), f"the number {value} does not fit float32")
+            if isinstance(instruction, Eval):
+                _check_evaluation(instruction, other, components[instruction.component])
+            else:
+                _expect_float32(reads(instruction), other)
+        except _MisfitError as e:
+            where = f"program {program.name!r}, instruction {i} ({type(instruction).__name__.upper()})"
+            raise ProgramError(f"{where}: {e}", Status.BAD_DTYPE) from e
+    try:
+        _expect_float32([*program.outputs.values(), *(s.state for s in program.steps), *(s.next for s in program.states)], other)
+        for value in (*(i.scale for i in program.inputs), *(s.initial for s in program.states)):
+            _expect(_fits(value, "float32"), f"the number {value} does not fit float32")
+    except _MisfitError as e:
+        raise ProgramError(f"program {program.name!r}: {e}", Status.BAD_DTYPE) from e
+
+
+def _expect_float32(names: Iterable[str], other: Mapping[str, str]) -> None:
+    for name in names:
+        _expect(name not in other, f"condition {name!r} is {other.get(name)}; only EVAL reads conditions that are not float32")
+
+
+def _fits(value: float, dtype: str) -> bool:
+    """Whether an immediate can be given to a network's input of that dtype, or to an instruction."""
+    if dtype.startswith("float"):
+        with np.errstate(over="ignore"):
+            return bool(np.isfinite(np.float64(value).astype(dtype)))
+    limits = (0, 1) if dtype == "bool" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return value == math.floor(value) and limits[0] <= value <= limits[1]
+
+
+def _check_evaluation(instruction: Eval, other: Mapping[str, str], signature: Signature) -> None:
+    declared = {t.name: t for t in signature.inputs}
+    outputs = {t.name: t for t in signature.outputs}
+    for name in instruction.outputs:
+        _expect(_by_rows(outputs[name]), f"output {outputs[name]} does not have the batch as its first size, and only there")
+    for name, operands in instruction.inputs.items():
+        spec = declared[name]
+        for o in operands:
+            if isinstance(o, Imm):
+                advice = "; use a grid of whole times (leading, linspace or trailing)" if o.value != math.floor(o.value) else ""
+                _expect(_fits(o.value, spec.dtype), f"input {spec} cannot take {o.value:g}{advice}")
+                continue
+            dtype = other.get(o.name, "float32")
+            fits = spec.dtype == dtype or (dtype == "float32" and spec.dtype in ("float16", "float64"))
+            _expect(fits and (dtype == "float32" or o.scale == 1.0), f"input {spec} cannot take {o.name!r}, which is {dtype}, times {o.scale:g}")
+        if not all(isinstance(o, Imm) for o in operands):
+            _expect(_by_rows(spec), f"input {spec} does not have the batch as its first size, and only there")
+
+
+def _by_rows(spec: TensorSpec) -> bool:
+    return spec.shape[:1] == (BATCH,) and BATCH not in spec.shape[1:]
 
 
 class _MisfitError(Exception):

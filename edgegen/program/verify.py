@@ -5,7 +5,6 @@ multiply by NaN, draw the same noise twice or count its evaluations wrongly.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable
 
@@ -27,13 +26,13 @@ from edgegen.program.instructions import (
     Slincomb,
     Threshold,
 )  # fmt: skip
+from edgegen.spec import NAME
 
-__all__ = ["LIMITS", "reads", "scalar_reads", "verify", "writes"]
+__all__ = ["LIMITS", "numbers", "reads", "scalar_reads", "verify", "writes"]
 
 LIMITS = {"instructions": 65_536, "registers": 4_096, "terms": 16, "branches": 16, "inputs": 64, "channels": 65_536, "rank": 6}
 REDUCTIONS = ("mean", "std", "norm", "quantile")
 SCALAR_OPERATIONS = ("add", "sub", "mul", "div", "min", "max", "sqrt")
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _KINDS = ("noise", "condition")
 
 
@@ -78,7 +77,8 @@ def writes(instruction: Instruction) -> list[str]:
     return [instruction.out]
 
 
-def _numbers(instruction: Instruction) -> Iterable[float]:
+def numbers(instruction: Instruction) -> Iterable[float]:
+    """The floating-point numbers of an instruction."""
     match instruction:
         case Eval():
             return [o.scale if isinstance(o, Reg) else o.value for operands in instruction.inputs.values() for o in operands]
@@ -112,12 +112,14 @@ class _Verifier:
         return ProgramError(f"program {self.program.name!r}, rule {rule}: {message}")
 
     def name(self, name: object, what: str) -> None:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not NAME.fullmatch(name):
             raise self.fail("P1", f"{what} {name!r} is not a name ([A-Za-z_][A-Za-z0-9_.-]*, at most 64 characters)")
 
     def run(self) -> None:
         self.limits()
         defined = self.inputs()
+        self.states(defined)
+        given = frozenset(defined)
         scalars: set[str] = set()
         counted: Counter[str] = Counter()
         draws: set[int] = set()
@@ -134,7 +136,7 @@ class _Verifier:
                     if name in defined:
                         raise self.fail("P18", f"{where} reads the tensor {name!r} as a scalar")
                     raise self.fail("P2", f"{where} reads scalar {name!r} before anything writes it")
-            bad = [v for v in _numbers(instruction) if not math.isfinite(v)]
+            bad = [v for v in numbers(instruction) if not math.isfinite(v)]
             if bad:
                 raise self.fail("P3", f"{where} has the number {bad[0]}; all must be finite (sigma = 0 with an order above 1 does this)")
             match instruction:
@@ -159,6 +161,8 @@ class _Verifier:
             made, other = (scalars, defined) if isinstance(instruction, (Reduce, Scalar)) else (defined, scalars)
             for name in writes(instruction):
                 self.name(name, "register")
+                if name in given:
+                    raise self.fail("P19", f"{where} writes {name!r}, which is an input or a state")
                 if name in other:
                     raise self.fail("P18", f"{where} writes {name!r}, which holds {'a tensor' if other is defined else 'a scalar'} elsewhere")
                 made.add(name)
@@ -166,12 +170,26 @@ class _Verifier:
             raise self.fail("P0", f"{len(defined) + len(scalars)} registers, at most {LIMITS['registers']} are allowed")
         self.ends(defined, counted)
 
+    def states(self, defined: set[str]) -> None:
+        """States are defined from the start, as inputs are."""
+        for state in self.program.states:
+            self.name(state.name, "state")
+            if state.name in defined:
+                raise self.fail("P19", f"state {state.name!r} is also an input, or declared twice")
+            if len(state.shape) >= LIMITS["rank"] or not all(_whole(n) and n > 0 for n in state.shape):
+                raise self.fail("P19", f"state {state.name!r}: shape {list(state.shape)}, expected at most {LIMITS['rank'] - 1} sizes >= 1")
+            if not math.isfinite(state.initial):
+                raise self.fail("P3", f"state {state.name!r} has the initial value {state.initial}")
+            defined.add(state.name)
+
     def limits(self) -> None:
         program = self.program
         if not 1 <= len(program.instructions) <= LIMITS["instructions"]:
             raise self.fail("P0", f"{len(program.instructions)} instructions, expected 1 to {LIMITS['instructions']}")
         if len(program.inputs) > LIMITS["inputs"]:
             raise self.fail("P0", f"{len(program.inputs)} inputs, at most {LIMITS['inputs']} are allowed")
+        if len(program.states) > LIMITS["inputs"]:
+            raise self.fail("P0", f"{len(program.states)} states, at most {LIMITS['inputs']} are allowed")
         if not 1 <= len(program.outputs) <= LIMITS["inputs"]:
             raise self.fail("P0", f"{len(program.outputs)} outputs, expected 1 to {LIMITS['inputs']}")
 
@@ -260,6 +278,9 @@ class _Verifier:
             self.name(name, "output")
             if register not in defined:
                 raise self.fail("P2", f"output {name!r} reads register {register!r}, which nothing writes")
+        for state in program.states:
+            if state.next not in defined:
+                raise self.fail("P19", f"state {state.name!r} continues as {state.next!r}, a tensor that nothing writes")
         if dict(program.nfe) != dict(counted):
             raise self.fail("P10", f"declared NFE {dict(program.nfe)}, but the instructions evaluate {dict(counted)}")
         last = 0
@@ -272,6 +293,6 @@ class _Verifier:
 
 
 def verify(program: Program) -> Program:
-    """`program` itself, or ProgramError naming the first broken rule (P0 .. P18)."""
+    """`program` itself, or ProgramError naming the first broken rule (P0 .. P19)."""
     _Verifier(program).run()
     return program

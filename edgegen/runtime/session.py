@@ -8,6 +8,7 @@ A session may be used from several threads at once; `report` is the calling thre
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -22,15 +23,16 @@ import numpy.typing as npt
 
 from edgegen.bundle import Bundle, Variant, open_bundle
 from edgegen.errors import RuntimeFault, Status, nearest
-from edgegen.program import Executable, initial_state, normals
 from edgegen.program.interpreter import OnStep
 from edgegen.program.noise import check_seed
 from edgegen.quality import Distance, distance
 from edgegen.runtime.fused import FusedPrograms
+from edgegen.runtime.stepwise import Stepwise
 from edgegen.spec import ConditionSpec, default_conditions
-from edgegen.targets.onnxruntime import OrtComponent, check_model, parse_model
 
-__all__ = ["Report", "Session", "load", "open_session"]
+__all__ = ["Report", "Session", "Stream", "load", "open_session"]
+
+logger = logging.getLogger(__name__)
 
 Tensor = npt.NDArray[Any]
 
@@ -51,21 +53,29 @@ class Report:
         return 1.0 - sum(self.seconds.values()) / self.total_seconds
 
 
-class _Timed:
-    """A component that counts its evaluations and their time within one run."""
+class Stream:
+    """One stream of a program with states: each step continues where the last one ended. Made by `Session.stream`; one thread at a time."""
 
-    __slots__ = ("component", "seconds")
+    def __init__(self, session: Session, program: str, batch: int, opened: Any) -> None:
+        self._session, self._program, self._batch, self._opened = session, program, batch, opened
 
-    def __init__(self, component: OrtComponent) -> None:
-        self.component = component
-        self.seconds = 0.0
+    def step(self, **conditions: npt.ArrayLike) -> Tensor:
+        """The next sample, float32[batch, *sample shape]. Conditions and errors as of `generate`; after an error the stream is as before."""
+        return self._session._step(self._opened, self._program, conditions, self._batch)
 
-    def __call__(self, **arrays: Tensor) -> dict[str, Tensor]:
-        feeds = self.component.feeds(arrays)
-        began = time.perf_counter()
-        outputs = self.component.run(feeds)
-        self.seconds += time.perf_counter() - began
-        return outputs
+    def reset(self) -> None:
+        """Begin again."""
+        self._opened.reset()
+
+    def close(self) -> None:
+        """Release what the stream holds."""
+        self._opened.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
 
 
 class Session:
@@ -74,16 +84,11 @@ class Session:
     def __init__(self, bundle: Bundle, variant: Variant, *, threads: int = 0, fused: bool = False) -> None:
         self.bundle = bundle
         self.variant = variant
-        self._programs = {name: Executable(program) for name, program in bundle.programs.items()}
         specs = {c.name: c for c in bundle.manifest.conditions}
         self._needed = {name: {i.name: specs[i.name] for i in program.inputs if i.kind == "condition"} for name, program in bundle.programs.items()}
         self._thread = threading.local()
-        self._components: dict[str, OrtComponent] = {}
-        for name, member in variant.components.items():
-            data, signature = bundle.member(member), bundle.manifest.components[name]
-            check_model(parse_model(data, member), signature, f"{bundle.origin}: member {member!r}")
-            self._components[name] = OrtComponent(name, data, signature, threads=threads)
-        self._fused = FusedPrograms(bundle, variant.components, threads) if fused else None
+        self._runner: Stepwise | None = Stepwise(bundle, variant, threads)
+        self._fused = FusedPrograms(bundle, variant, threads) if fused else None
 
     @property
     def programs(self) -> tuple[str, ...]:
@@ -115,31 +120,57 @@ class Session:
         Raises RuntimeFault: unknown or missing condition, a value out of range or of the wrong shape, steps that the bundle does not
         have, NaN from a network; Cancelled. After an error the session is as before.
         """
-        if not self._components:
-            raise RuntimeFault("this session is closed", Status.BAD_STATE)
-        name = self._pick(steps, program)
-        executable = self._programs[name]
-        if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or not 1 <= batch <= 65_536:
-            raise RuntimeFault(f"batch: expected a whole number in 1 .. 65536, found {batch!r}", Status.OUT_OF_RANGE)
+        runner, name = self._open(), self._pick(steps, program)
+        count = _batch(batch)
+        if self.bundle.programs[name].states:
+            raise RuntimeFault(f"program {name!r} has states, so it runs as a stream: session.stream({name!r}).step(...)", Status.BAD_STATE)
         began = time.perf_counter()
-        inputs = self._conditions(name, conditions, int(batch))
-        inputs |= initial_state(executable.program, self._noise(seed, noise, int(batch)))
+        given = self._conditions(name, conditions, count)
+        start = self._noise(noise, count)
+        check_seed(seed)
         if self._fused is not None and on_step is None:
-            sample = self._fused.run(name, executable.program, inputs, int(batch), seed)
-            total = time.perf_counter() - began
-            self._thread.report = Report(name, self.variant.name, dict(executable.program.nfe), {"fused": total}, total)
-            return sample
-        timed = {component: _Timed(opened) for component, opened in self._components.items()}
-        sample = executable.run(timed, inputs, seed=seed, on_step=on_step)["sample"]
-        total = time.perf_counter() - began
-        self._thread.report = Report(name, self.variant.name, dict(executable.program.nfe), {c: t.seconds for c, t in timed.items()}, total)
+            sample, seconds = self._fused.run(name, given, start, count, seed)
+        else:
+            sample, seconds = runner.run(name, given, start, count, seed, on_step)
+        self._report(name, seconds, time.perf_counter() - began)
         return sample
+
+    def stream(self, program: str | None = None, *, seed: int = 0, batch: int = 1) -> Stream:
+        """A stream of a program with states: `step` takes its conditions and gives the next sample; streams do not touch each other.
+
+        program: None takes the first that has states. seed: of its noise, which depends on the step too. Raises RuntimeFault if the
+        bundle or the program has no states.
+        """
+        runner = self._open()
+        streaming = [name for name, p in self.bundle.programs.items() if p.states]
+        if program is None and streaming:
+            program = streaming[0]
+        name = self._pick(None, program)
+        if name not in streaming:
+            known = f"; {', '.join(streaming)} can" if streaming else ""
+            raise RuntimeFault(f"program {name!r} has no states, so it cannot run as a stream{known}", Status.BAD_STATE)
+        return Stream(self, name, _batch(batch), runner.open_stream(name, batch, check_seed(seed)))
+
+    def _step(self, opened: Any, name: str, conditions: Mapping[str, npt.ArrayLike], batch: int) -> Tensor:
+        self._open()
+        began = time.perf_counter()
+        sample, seconds = opened.step(self._conditions(name, conditions, batch))
+        self._report(name, seconds, time.perf_counter() - began)
+        return np.asarray(sample)
+
+    def _open(self) -> Stepwise:
+        if self._runner is None:
+            raise RuntimeFault("this session is closed", Status.BAD_STATE)
+        return self._runner
+
+    def _report(self, program: str, seconds: Mapping[str, float], total: float) -> None:
+        self._thread.report = Report(program, self.variant.name, dict(self.bundle.programs[program].nfe), dict(seconds), total)
 
     def _pick(self, steps: int | None, program: str | None) -> str:
         entries = self.bundle.manifest.programs
         if program is not None:
-            if program not in self._programs:
-                raise RuntimeFault(f"no program {program!r} in this bundle: {nearest(program, self._programs)}", Status.UNKNOWN_NAME)
+            if program not in self.bundle.programs:
+                raise RuntimeFault(f"no program {program!r} in this bundle: {nearest(program, self.bundle.programs)}", Status.UNKNOWN_NAME)
             return program
         if steps is None:
             return entries[0].name
@@ -149,10 +180,10 @@ class Session:
         known = ", ".join(f"{e.steps} ({e.name})" for e in entries)
         raise RuntimeFault(f"no program of {steps!r} steps in this bundle; it has {known}. Add it to the recipe and build again", Status.OUT_OF_RANGE)
 
-    def _noise(self, seed: int, noise: npt.ArrayLike | None, batch: int) -> Tensor:
+    def _noise(self, noise: npt.ArrayLike | None, batch: int) -> Tensor | None:
         shape = (batch, *self.bundle.manifest.sample.shape)
         if noise is None:
-            return normals(check_seed(seed), 0, shape)
+            return None
         given = np.asarray(noise)
         if given.dtype.kind != "f" or given.shape != shape:
             raise RuntimeFault(f"noise: expected float32{list(shape)}, found {given.dtype.name}{list(given.shape)}", Status.BAD_SHAPE)
@@ -184,9 +215,9 @@ class Session:
 
     def close(self) -> None:
         """Release the engine's sessions; generating afterwards is an error."""
-        for component in self._components.values():
-            component.close()
-        self._components = {}
+        if self._runner is not None:
+            self._runner.close()
+        self._runner = None
         if self._fused is not None:
             self._fused.close()
 
@@ -195,6 +226,12 @@ class Session:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _batch(batch: int) -> int:
+    if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or not 1 <= batch <= 65_536:
+        raise RuntimeFault(f"batch: expected a whole number in 1 .. 65536, found {batch!r}", Status.OUT_OF_RANGE)
+    return int(batch)
 
 
 def _condition(spec: ConditionSpec, value: npt.ArrayLike | None, batch: int) -> Tensor:
@@ -242,7 +279,7 @@ def _range(spec: ConditionSpec) -> str:
 def load(path: str | Path, *, variant: str | None = None, threads: int = 0, fused: bool = False) -> Session:
     """Open a bundle on this device.
 
-    variant: a name from the bundle; None takes the first, which was the best when it was measured. threads: of the engine, 0 for one
+    variant: a name from the bundle; None takes the first that this device can run, the best when it was measured. threads: of the engine, 0 for one
     per core. fused: run each program as one graph, made at its first use with a batch (`edgegen.program.fuse`): less time outside the
     networks, for small ones; a call with on_step still runs step by step.
     Raises BundleError (the file), or RuntimeFault (BACKEND_MISSING, NO_VARIANT, BACKEND_FAILED: this device).
@@ -257,8 +294,19 @@ def open_session(bundle: Bundle, *, variant: str | None = None, threads: int = 0
         if variant not in variants:
             raise RuntimeFault(f"no variant {variant!r} in this bundle: {nearest(variant, variants)}", Status.NO_VARIANT)
         return Session(bundle, variants[variant], threads=threads, fused=fused)
-    runnable = [v for v in variants.values() if v.engine == "onnxruntime"]
-    if not runnable:
-        engines = ", ".join(sorted({v.engine for v in variants.values()}))
-        raise RuntimeFault(f"this bundle is for {engines}, which this runtime cannot run; build it for onnxruntime", Status.NO_VARIANT)
-    return Session(bundle, runnable[0], threads=threads, fused=fused)
+    missing: list[str] = []
+    for v in variants.values():
+        if v.engine != "onnxruntime":
+            missing.append(f"{v.name}: is for {v.engine}, which this runtime cannot run")
+            continue
+        try:
+            session = Session(bundle, v, threads=threads, fused=fused)
+        except RuntimeFault as e:
+            if e.code != Status.PROVIDER_MISSING or len(variants) == 1:
+                raise
+            missing.append(f"{v.name}: {e}")
+            continue
+        for line in missing:
+            logger.warning("variant %s; taking %s", line, v.name)
+        return session
+    raise RuntimeFault(f"no variant of this bundle runs here: {'; '.join(missing)}", Status.NO_VARIANT)

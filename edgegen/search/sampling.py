@@ -25,7 +25,7 @@ from edgegen.program import Noise, Program, compile_program, initial_state, norm
 from edgegen.recipe import Recipe, Sampling, recipe_from_json
 from edgegen.solvers import SOLVERS, solver_named
 from edgegen.spec import draw_condition
-from edgegen.targets.onnxruntime import OrtComponent, check_model, parse_model
+from edgegen.targets.onnxruntime import OrtComponent, open_component
 
 __all__ = ["Candidate", "Subject", "compare", "search"]
 
@@ -88,10 +88,7 @@ class Subject:
         self.process = make_process(**self.recipe.process)
         component = self.recipe.model.component
         variant = next((v for v in manifest.variants if v.name == "float32"), manifest.variants[0])
-        member, signature = variant.components[component], manifest.components[component]
-        data = self.bundle.member(member)
-        check_model(parse_model(data, member), signature, f"{self.bundle.origin}: member {member!r}")
-        self.network = OrtComponent(component, data, signature, threads=self.threads)
+        self.network = open_component(self.bundle, variant, component, threads=self.threads)
         rng = np.random.default_rng(self.seed)
         self.conditions = {c.name: draw_condition(c, self.samples, rng) for c in manifest.conditions}
         self._noise = normals(self.seed, 0, (self.samples, *manifest.sample.shape))

@@ -104,10 +104,10 @@ def test_every_lowered_instruction_keeps_its_law():
 
 
 def test_weights_are_stored_once_however_many_steps_there_are(tiny_bundle):
-    from edgegen.targets.onnxruntime import parse_model
+    from edgegen.targets.onnxruntime import network_of
 
     bundle = open_bundle(tiny_bundle)
-    model = parse_model(bundle.member("denoiser.float32.onnx"), "denoiser")
+    model = network_of(bundle, bundle.manifest.variants[0], "denoiser")
     inputs = {"x_T": ("float32", (1, 8, 8)), "label": ("int64", ())}
     fused = fuse(bundle.programs["dpmpp_2m-4"], {"denoiser": model}, inputs, 1)
     of_the_network = [t.name for t in fused.model.graph.initializer if t.name.startswith("denoiser/")]

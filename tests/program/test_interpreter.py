@@ -59,6 +59,13 @@ def test_clamp():
     assert (run(program(Clamp("y", "x_T", -0.5, 0.25)), x_T=X) == np.clip(X, np.float32(-0.5), np.float32(0.25))).all()
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, -0.0)])
+def test_clamp_keeps_zeros_as_they_are_whatever_the_processor_makes_of_them(low, high):
+    x = np.tile(np.array([-0.0, 0.0, -2.0, 2.0], np.float32), 20)
+    wanted = np.array([v if low <= v <= high else low if v < low else high for v in x], np.float32)
+    assert run(program(Clamp("y", "x_T", low, high)), x_T=x).tobytes() == wanted.tobytes()
+
+
 @pytest.mark.parametrize("quantile", [0.0, 0.5, 0.9, 0.995, 1.0])
 def test_threshold_is_numpys_linear_quantile_per_sample(quantile):
     x = X.astype(np.float64) * 3

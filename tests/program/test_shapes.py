@@ -21,12 +21,15 @@ from edgegen.program import (
     Select,
     Slice,
     Slincomb,
+    State,
+    Step,
     interpret,
     verify,
 )  # fmt: skip
-from edgegen.program.shapes import MAX_ELEMENTS, infer_shapes
+from edgegen.program.shapes import MAX_ELEMENTS, check_types, infer_shapes
 from edgegen.solvers import SOLVERS, build_program
 from edgegen.solvers.table import EXAMPLES
+from edgegen.spec import Signature, TensorSpec
 
 X = {"x_T": (3, 4)}
 
@@ -82,3 +85,75 @@ def test_an_operand_of_another_shape_than_the_components_input_is_refused():
     evaluation = Eval("f", {"x": (Reg("x_T"),), "t": (Imm(1.0),)}, {"o": ("y",)})
     with pytest.raises(ProgramError, match=r"'x_T' has shape \[3, 4\], input 'x' takes \[6, 4\]"):
         infer_shapes(Program("p", (Input("x_T"),), (evaluation,), {"sample": "y"}, {"f": 1}), X, {"f": ({"x": (6, 4), "t": ()}, {"o": (3, 4)})})
+
+
+@pytest.mark.parametrize(("shape", "message"), [((3, 5), r"state 'h' \[3, 5\] continues as 'y'"), ((2**14, 2**15), "above")])
+def test_a_state_continues_in_its_own_shape_and_within_the_limit(shape, message):
+    p = Program("p", (Input("x_T"),), (Lincomb("y", ((1.0, "x_T"),)),), {"sample": "y"}, {}, (), (State("h", shape, "y"),))
+    with pytest.raises(ProgramError, match=message):
+        infer_shapes(verify(p), X, {})
+
+
+def network(*inputs, output=("batch", 3, 4)):
+    return {"f": Signature(inputs, (TensorSpec("o", "float32", output),))}
+
+
+LATENT, TIME = TensorSpec("x", "float32", ("batch", 3, 4)), TensorSpec("t", "float32", ("batch",))
+CALL = Eval("f", {"x": (Reg("x_T"),), "t": (Imm(1.0),)}, {"o": ("y",)})
+
+
+def fed(x=Reg("x_T"), t=Imm(1.0)):
+    return Eval("f", {"x": (x,), "t": (t,)}, {"o": ("y",)})
+
+
+WELL = [
+    (CALL, network(LATENT, TIME)),
+    (CALL, network(LATENT, TensorSpec("t", "float32", ()))),  # a time for all rows
+    (CALL, network(LATENT, TensorSpec("t", "int64", (1,)))),
+    (CALL, network(TensorSpec("x", "float16", ("batch", 3, 4)), TIME)),
+    (CALL, network(TensorSpec("x", "float64", ("batch", 3, 4)), TIME)),
+    (fed(t=Imm(1.0)), network(LATENT, TensorSpec("t", "bool", ("batch",)))),
+    (fed(t=Reg("label")), network(LATENT, TensorSpec("t", "int64", ("batch",)))),
+]
+ILL = [
+    (fed(t=Imm(0.5)), network(LATENT, TensorSpec("t", "int64", ("batch",))), "cannot take 0.5; use a grid of whole times"),
+    (fed(t=Imm(2.0)), network(LATENT, TensorSpec("t", "bool", ("batch",))), "cannot take 2"),
+    (fed(t=Imm(128.0)), network(LATENT, TensorSpec("t", "int8", ("batch",))), "cannot take 128"),
+    (fed(t=Imm(65520.0)), network(LATENT, TensorSpec("t", "float16", ("batch",))), "cannot take 65520"),
+    (fed(t=Imm(1e39)), network(LATENT, TIME), "does not fit float32"),
+    (fed(x=Reg("x_T", 1e39)), network(LATENT, TIME), "does not fit float32"),
+    (fed(t=Reg("label")), network(LATENT, TIME), "cannot take 'label', which is int64"),
+    (fed(t=Reg("label", 2.0)), network(LATENT, TensorSpec("t", "int64", ("batch",))), "times 2"),
+    (CALL, network(TensorSpec("x", "int64", ("batch", 3, 4)), TIME), "cannot take 'x_T', which is float32"),
+    (CALL, network(TensorSpec("x", "float32", (1, 3, 4)), TIME), "does not have the batch as its first size"),
+    (CALL, network(TensorSpec("x", "float32", ("batch", "batch", 4)), TIME), "does not have the batch as its first size"),
+    (CALL, network(LATENT, TIME, output=(3, 4)), "does not have the batch as its first size"),
+    (Lincomb("y", ((1.0, "label"),)), {}, "only EVAL reads conditions that are not float32"),
+]
+INPUTS = (Input("x_T"), Input("label", "condition"))
+
+
+@pytest.mark.parametrize(("instruction", "components"), WELL)
+def test_dtypes_that_fit(instruction, components):
+    check_types(Program("p", INPUTS, (instruction,), {"sample": "y"}, {}), {"label": "int64"}, components)
+
+
+@pytest.mark.parametrize(("instruction", "components", "message"), ILL)
+def test_dtypes_that_do_not_fit_are_found_before_it_runs(instruction, components, message):
+    with pytest.raises(ProgramError, match=message):
+        check_types(Program("p", INPUTS, (instruction,), {"sample": "y"}, {}), {"label": "int64"}, components)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"outputs": {"sample": "label"}},
+        {"steps": (Step(1, "label", 0.0),)},
+        {"states": (State("h", (), "label"),)},
+        {"inputs": (*INPUTS[1:], Input("x_T", "noise", 1e39))},
+    ],
+)
+def test_outputs_marks_and_states_are_float32(changed):
+    p = Program(**({"name": "p", "inputs": INPUTS, "instructions": (CALL,), "outputs": {"sample": "y"}, "nfe": {}} | changed))
+    with pytest.raises(ProgramError, match="float32"):
+        check_types(p, {"label": "int64"}, network(LATENT, TIME))

@@ -31,6 +31,7 @@ from edgegen.program import (
     Select,
     Slice,
     Slincomb,
+    State,
     Step,
     Threshold,
     program_from_json,
@@ -45,8 +46,8 @@ SCALE = Lincomb("y", ((1.0, "x_T"),))
 STD = Reduce("s", "std", "x_T")
 
 
-def program(*instructions, inputs=(X,), outputs=None, nfe=None, steps=()):
-    return Program("p", inputs, instructions, outputs or {"sample": "y"}, nfe or {}, steps)
+def program(*instructions, inputs=(X,), outputs=None, nfe=None, steps=(), states=()):
+    return Program("p", inputs, instructions, outputs or {"sample": "y"}, nfe or {}, steps, states)
 
 
 BROKEN = [
@@ -115,6 +116,19 @@ BROKEN = [
     ("P18", program(STD, Lincomb("s", ((1.0, "x_T"),)), SCALE)),
     ("P18", program(SCALE, Reduce("y", "std", "x_T"))),
     ("P18", program(Slincomb("y", ((1.0, "x_T", "x_T"),)))),
+    ("P0", program(SCALE, states=tuple(State(f"h{i}", (), "y") for i in range(65)))),
+    ("P1", program(SCALE, states=(State("1h", (), "y"),))),
+    ("P3", program(SCALE, states=(State("h", (), "y", math.inf),))),
+    ("P19", program(STD, SCALE, states=(State("s", (), "y"),))),
+    ("P19", program(Lincomb("x_T", ((1.0, "x_T"),)), SCALE)),
+    ("P19", program(SCALE, Lincomb("h", ((1.0, "h"),)), states=(State("h", (), "y"),))),
+    ("P19", program(SCALE, states=(State("x_T", (), "y"),))),
+    ("P19", program(SCALE, states=(State("h", (), "y"), State("h", (), "y")))),
+    ("P19", program(SCALE, states=(State("h", (), "nothing"),))),
+    ("P19", program(STD, SCALE, states=(State("h", (), "s"),))),
+    ("P19", program(SCALE, states=(State("h", (0,), "y"),))),
+    ("P19", program(SCALE, states=(State("h", (2**31,), "y"),))),
+    ("P19", program(SCALE, states=(State("h", (1,) * 6, "y"),))),
     ("P10", program(EVAL, SCALE)),
     ("P10", program(EVAL, SCALE, nfe={"f": 2})),
     ("P10", program(SCALE, nfe={"f": 0})),
@@ -134,7 +148,7 @@ def test_each_rule_rejects_the_program_that_breaks_it(rule, broken):
 
 def test_every_rule_of_format_md_has_a_case():
     text = (Path(__file__).parents[2] / "runtimes" / "FORMAT.md").read_text(encoding="utf-8")
-    assert {rule for rule, _ in BROKEN} == set(re.findall(r"^\| (P\d+) \|", text, re.M)) == {f"P{i}" for i in range(19)}
+    assert {rule for rule, _ in BROKEN} == set(re.findall(r"^\| (P\d+) \|", text, re.M)) == {f"P{i}" for i in range(20)}
 
 
 def test_a_sound_program_passes():
@@ -230,6 +244,7 @@ def every_instruction():
         {"sample": "y"},
         {"f": 2},
         (Step(15, "y", 0.0),),
+        (State("h", (3, 4), "y", 0.5), State("h2", (), "h")),
     )
 
 
@@ -283,3 +298,20 @@ def test_json_of_a_wrong_type_inside_an_instruction_is_rejected(index, path, wro
     place[path[-1]] = wrong
     with pytest.raises(EdgegenError):
         program_from_json(value)
+
+
+@pytest.mark.parametrize(
+    "states",
+    [
+        [],
+        "none",
+        [{"name": "h", "shape": [3], "next": "y"}],
+        [{"name": "h", "shape": ["3"], "next": "y", "initial": "0x0.0p+0"}],
+        [{"name": "h", "shape": [3], "next": 1, "initial": "0x0.0p+0"}],
+        [{"name": "h", "shape": [3], "next": "y", "initial": "0"}],
+        [{"name": "h", "shape": [3], "next": "y", "initial": "0x0.0p+0", "extra": 1}],
+    ],
+)
+def test_malformed_states_are_rejected(states):
+    with pytest.raises(ProgramError):
+        program_from_json(program_to_json(every_instruction()) | {"states": states})

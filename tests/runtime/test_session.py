@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 import edgegen
-from edgegen.bundle import bundle_bytes, open_bundle, parse_bundle
+from edgegen.bundle import Provider, bundle_bytes, open_bundle, parse_bundle
 from edgegen.errors import BundleError, Cancelled, EdgegenError, RuntimeFault, Status
 from edgegen.program import interpret, normals
 from edgegen.runtime.session import open_session
-from tests.tiny import tiny_model
+from edgegen.targets.onnxruntime import check_model, network_of
+from edgegen.targets.onnxruntime.component import _checked
+from edgegen.targets.onnxruntime.weights import outside
+from tests.attacks.networks import NETWORKS, QUANTIZED, with_network
+from tests.tiny import cell_model, stream_bundle, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +126,6 @@ def test_a_null_label_is_allowed_where_the_recipe_names_one(session):
 
 def test_a_missing_condition_without_default_is_named(tiny_bundle):
     bundle = open_bundle(tiny_bundle)
-    from dataclasses import replace
-
     conditions = tuple(replace(c, default=None) for c in bundle.manifest.conditions)
     again = bundle_bytes(replace(bundle.manifest, conditions=conditions), {name: bundle.member(name) for name in bundle.table})
     with open_session(parse_bundle(again)) as opened, pytest.raises(RuntimeFault, match=r"condition 'label' is needed: .*from 0 to 3"):
@@ -143,70 +148,55 @@ def test_the_int8_variant_runs_in_integers(tiny_bundle, tmp_path):
     bundle = open_bundle(tiny_bundle)
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    onnxruntime.InferenceSession(bundle.member("denoiser.int8.onnx"), options)
+    (int8,) = [v for v in bundle.manifest.variants if v.name == "int8"]
+    onnxruntime.InferenceSession(network_of(bundle, int8, "denoiser").SerializeToString(), options)
     kinds = [n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert kinds.count("QLinearConv") == 2 and "Conv" not in kinds
 
 
-def with_network(tiny_bundle, change):
-    """The tiny bundle with its float network changed."""
-    bundle = open_bundle(tiny_bundle)
-    model = onnx.load_model_from_string(bundle.member("denoiser.float32.onnx"))
-    change(model)
-    members = {name: bundle.member(name) for name in bundle.table} | {"denoiser.float32.onnx": model.SerializeToString()}
-    return parse_bundle(bundle_bytes(bundle.manifest, members))
+def opened_with(tiny_bundle, change):
+    return open_session(parse_bundle(with_network(tiny_bundle, change)), variant="float32")
 
 
-def external(model):
-    tensor = model.graph.initializer[0]
-    tensor.ClearField("raw_data")
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="../../etc/passwd")
-
-
-def short(model):
-    model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[:-4]
-
-
-def function(model):
-    model.functions.add(name="f", domain="local")
-
-
-def subgraph(model):
-    model.graph.node[0].attribute.add(name="body", type=onnx.AttributeProto.GRAPH).g.name = "inner"
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (external, "lies in another file"),
-        (short, "bytes for shape"),
-        (function, "model-local function"),
-        (subgraph, "holds a subgraph"),
-        (lambda m: setattr(m.graph.node[0], "domain", "evil"), "of the domain 'evil'"),
-        (lambda m: setattr(m.graph.input[0], "name", "y"), "its inputs are"),
-        (lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 11), "expected x: float32"),
-        (lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[2], "dim_value", 9), "expected x: float32"),
-        (lambda m: setattr(m.graph.initializer[0], "data_type", 8), "ONNX data type 8"),
-    ],
-)
-def test_a_network_that_is_not_self_contained_never_reaches_the_engine(tiny_bundle, change, message):
-    with pytest.raises(BundleError, match=message) as e:
-        open_session(with_network(tiny_bundle, change), variant="float32")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_that_is_not_what_it_says_never_reaches_the_engine(tiny_bundle, name, monkeypatch):
+    change, message = NETWORKS[name]
+    monkeypatch.setattr("edgegen.targets.onnxruntime.component.open_engine", lambda *a: pytest.fail("the engine was called"))
+    with pytest.raises(BundleError, match=re.escape(message)) as e:
+        opened_with(tiny_bundle, change)
     assert e.value.code == Status.INCONSISTENT
+
+
+def test_there_are_at_least_thirty_such_networks():
+    assert len(NETWORKS) >= 30
+
+
+def test_what_is_not_an_onnx_file_never_reaches_the_engine(tiny_bundle):
+    bundle = open_bundle(tiny_bundle)
+    members = {name: bundle.member(name) for name in bundle.table} | {"denoiser.float32.onnx": b"\xff" * 100}
+    with pytest.raises(BundleError, match="not an ONNX file"):
+        open_session(parse_bundle(bundle_bytes(bundle.manifest, members)), variant="float32")
+
+
+def test_a_sound_matmul_of_few_bits_passes_the_checks(tiny_bundle):
+    model = onnx.load_model_from_string(open_bundle(tiny_bundle).member("denoiser.float32.onnx"))
+    QUANTIZED(model)
+    bundle = open_bundle(tiny_bundle)
+    place = ("denoiser.float32.weights", bundle.table["denoiser.float32.weights"].nbytes)
+    check_model(model, bundle.manifest.components["denoiser"], "test", place)
 
 
 def test_a_network_that_the_engine_refuses_is_a_backend_fault(tiny_bundle):
     with pytest.raises(RuntimeFault, match="ONNX Runtime .* cannot open it") as e:
-        open_session(with_network(tiny_bundle, lambda m: setattr(m.graph.node[0], "op_type", "NoSuchOp")), variant="float32")
+        opened_with(tiny_bundle, lambda m: setattr(m.graph.node[0], "op_type", "NoSuchOp"))
     assert e.value.code == Status.BACKEND_FAILED
 
 
 def test_a_network_that_gives_nan_is_named(tiny_bundle):
     def poison(model):
-        model.graph.initializer[0].raw_data = np.full(72, np.nan, np.float32).tobytes()
+        next(t for t in model.graph.initializer if t.name == "b1").raw_data = np.full(32, np.nan, np.float32).tobytes()
 
-    with open_session(with_network(tiny_bundle, poison), variant="float32") as opened, pytest.raises(RuntimeFault, match="NaN or infinity") as e:
+    with opened_with(tiny_bundle, poison) as opened, pytest.raises(RuntimeFault, match="NaN or infinity") as e:
         opened.generate()
     assert e.value.code == Status.NONFINITE
 
@@ -269,3 +259,106 @@ def test_equal_times_of_different_dtypes_are_filled_each_in_their_own():
             feeds = component.feeds({"x": np.zeros((rows, 1, 8, 8), np.float32), "t": np.asarray(1.0, np.float32), "label": np.asarray(1, np.int64)})
             assert feeds["t"].dtype == np.float32 and feeds["label"].dtype == np.int64
             assert feeds["t"].tolist() == [1.0] * rows and feeds["label"].tolist() == [1] * rows
+
+
+@pytest.fixture
+def cell_file(tmp_path):
+    path = tmp_path / "stream.edgegen"
+    path.write_bytes(stream_bundle())
+    return path
+
+
+FRAMES = np.random.default_rng(8).standard_normal((5, 4)).astype(np.float32)
+
+
+def test_a_stream_carries_its_states_and_begins_again(cell_file):
+    """Against the cell in numpy."""
+    a, b, c = (numpy_helper.to_array(t) for t in cell_model().graph.initializer)
+    h, one, two, wanted = np.zeros(8), np.ones(4), np.full(4, 2.0), []
+    for n, x in enumerate(FRAMES):
+        h = np.tanh(x @ a + h @ b)
+        wanted.append(h @ c + 0.5 * one + 0.25 * two + 0.125 * normals(11, 1, (4,), n))
+        one, two = x, one
+    with edgegen.load(cell_file, threads=1) as session, session.stream(seed=11) as stream:
+        for _ in range(2):
+            found = [stream.step(frame=x)[0] for x in FRAMES]
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+            stream.reset()
+        assert session.report.program == "stream" and dict(session.report.nfe) == {"cell": 1}
+
+
+def test_streams_do_not_touch_each_other_and_survive_errors(cell_file):
+    with edgegen.load(cell_file, threads=1) as session:
+        alone = session.stream(seed=1)
+        wanted = [alone.step(frame=x) for x in FRAMES]
+        first, second = session.stream(seed=1), session.stream(seed=2, batch=3)
+        for x, expected in zip(FRAMES, wanted, strict=True):
+            with pytest.raises(RuntimeFault, match="NaN"):
+                first.step(frame=np.full(4, np.nan))
+            assert second.step(frame=-x).shape == (3, 4)
+            np.testing.assert_array_equal(first.step(frame=x), expected)
+
+
+def test_programs_with_and_without_states_are_told_apart(cell_file):
+    with edgegen.load(cell_file, threads=1) as session:
+        assert session.generate(seed=0).shape == (1, 4)
+        with pytest.raises(RuntimeFault, match=r"runs as a stream: session.stream\('stream'\)") as e:
+            session.generate(program="stream")
+        assert e.value.code == Status.BAD_STATE
+        with pytest.raises(RuntimeFault, match="program 'once' has no states, so it cannot run as a stream; stream can"):
+            session.stream("once")
+    with edgegen.load(cell_file, threads=1, fused=True) as session, session.stream() as stream:
+        stream.step(frame=FRAMES[0])
+
+
+def test_a_stream_of_a_closed_session_is_an_error(cell_file):
+    session = edgegen.load(cell_file, threads=1)
+    stream = session.stream()
+    session.close()
+    with pytest.raises(RuntimeFault, match="closed"):
+        stream.step(frame=FRAMES[0])
+
+
+def with_variants(path, *variants):
+    """The stream bundle with its variant repeated, each under a name and with providers."""
+    bundle = open_bundle(path)
+    made = tuple(replace(bundle.manifest.variants[0], name=name, providers=tuple(map(Provider, providers))) for name, providers in variants)
+    return parse_bundle(bundle_bytes(replace(bundle.manifest, variants=made), {name: bundle.member(name) for name in bundle.table}))
+
+
+def test_a_provider_that_is_not_here_is_named_and_the_next_variant_runs(cell_file, caplog):
+    bundle = with_variants(cell_file, ("npu", ["QNN", "XNNPACK"]), ("cpu", []))
+    with open_session(bundle, threads=1) as session:
+        assert session.variant.name == "cpu"
+    assert "variant npu: " in caplog.text and "needs the execution provider QNN" in caplog.text and "taking cpu" in caplog.text
+    with pytest.raises(RuntimeFault, match="needs the execution provider QNN, which ONNX Runtime .* here does not have; it has ") as e:
+        open_session(bundle, variant="npu")
+    assert e.value.code == Status.PROVIDER_MISSING
+    with pytest.raises(RuntimeFault, match="no variant of this bundle runs here: npu: .*; tpu: ") as e:
+        open_session(with_variants(cell_file, ("npu", ["QNN"]), ("tpu", ["TPU"])))
+    assert e.value.code == Status.NO_VARIANT
+
+
+def test_weights_outside_the_model_are_read_in_place_and_optimized_as_inside(tiny_bundle, tmp_path):
+    """The same graph after the engine's optimizations, the same samples; and the bundle's bytes are what the engine reads."""
+    import onnxruntime
+
+    bundle = open_bundle(tiny_bundle)
+    for variant in [v for v in bundle.manifest.variants if v.weights]:
+        model, weights = _checked(bundle, variant, "denoiser")
+        assert len(weights) == 2304 and all(len(t.raw_data) < 1024 for t in model.graph.initializer)
+        kinds = []
+        for name, data, views in (
+            ("in", network_of(bundle, variant, "denoiser").SerializeToString(), {}),
+            ("out", model.SerializeToString(), outside(model, weights)),
+        ):
+            options = onnxruntime.SessionOptions()
+            options.optimized_model_filepath, options.log_severity_level = str(tmp_path / name), 3
+            values = [onnxruntime.OrtValue.ortvalue_from_numpy(v) for v in views.values()]
+            if views:
+                options.add_external_initializers(list(views), values)
+                for key, value in zip(views, values, strict=True):
+                    options.add_initializer(key, value)
+            onnxruntime.InferenceSession(data, options)
+            kinds.append(sorted(n.op_type for n in onnx.load(tmp_path / name).graph.node))
+        assert kinds[0] == kinds[1]

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import TYPE_CHECKING, Any
 
 from edgegen.errors import BundleError, Status
 from edgegen.spec import BATCH, Signature, TensorSpec
+from edgegen.targets.onnxruntime.weights import ALIGNMENT, EXTERNAL
 
 if TYPE_CHECKING:
     import onnx
 
 __all__ = ["check_model", "parse_model"]
 
-_DOMAINS = ("", "ai.onnx", "com.microsoft")
+_DOMAINS = ("", "ai.onnx")
+_CONTRIB = frozenset({"BiasGelu", "DequantizeLinear", "FastGelu", "Gelu", "MatMulNBits", "QuantizeLinear", "QuickGelu"})
+"""Operators of the domain com.microsoft that a network may use: those whose attributes an engine does not trust over its tensors, and
+MatMulNBits, whose attributes are checked here."""
 _BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8}
 """TensorProto.DataType -> bytes per element, for the types that a component may hold."""
+_DECIMAL = re.compile(r"0|[1-9][0-9]{0,18}")
 _DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
 
 
@@ -36,25 +43,35 @@ def parse_model(data: bytes, where: str) -> onnx.ModelProto:
     return model
 
 
-def _tensors(model: onnx.ModelProto) -> list[Any]:
-    """Every constant of the graph: initializers and tensor attributes."""
-    attributes = [a.t for node in model.graph.node for a in node.attribute if a.HasField("t")]
-    return [*model.graph.initializer, *attributes]
-
-
-def _check_constant(tensor: Any, where: str) -> None:
-    if tensor.external_data or tensor.data_location == 1:
-        raise _bad(where, f"tensor {tensor.name!r} lies in another file (external data); save the model with its weights inside")
+def _check_constant(tensor: Any, where: str, weights: tuple[str, int] | None, *, initializer: bool) -> None:
+    """weights: the member that holds large constants, and its size."""
+    where = f"{where}: tensor {tensor.name!r}"
     if tensor.data_type not in _BYTES:
-        raise _bad(where, f"tensor {tensor.name!r} has ONNX data type {tensor.data_type}, which components may not hold")
-    count = 1
-    for size in tensor.dims:
-        if size < 0:
-            raise _bad(where, f"tensor {tensor.name!r} has the size {size}")
-        count *= size
-    if tensor.HasField("raw_data") and len(tensor.raw_data) != count * _BYTES[tensor.data_type]:
-        expected = count * _BYTES[tensor.data_type]
-        raise _bad(where, f"tensor {tensor.name!r}: {len(tensor.raw_data)} bytes for shape {list(tensor.dims)}, expected {expected}")
+        raise _bad(where, f"has ONNX data type {tensor.data_type}, which components may not hold")
+    if any(size < 0 for size in tensor.dims):
+        raise _bad(where, f"has the shape {list(tensor.dims)}")
+    expected = math.prod(tensor.dims) * _BYTES[tensor.data_type]
+    lists = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data, tensor.string_data)
+    if any(lists) or tensor.HasField("segment"):
+        raise _bad(where, "is stored as a list of numbers; components hold raw bytes")
+    if tensor.external_data or tensor.data_location:
+        if weights is None or not initializer or tensor.data_location != EXTERNAL or tensor.HasField("raw_data"):
+            raise _bad(where, "lies in another file (external data); save the model with its weights inside")
+        _check_place(tensor, where, weights, expected)
+    elif len(tensor.raw_data) != expected:
+        raise _bad(where, f"{len(tensor.raw_data)} bytes for shape {list(tensor.dims)}, expected {expected}")
+
+
+def _check_place(tensor: Any, where: str, weights: tuple[str, int], expected: int) -> None:
+    entries = [(e.key, e.value) for e in tensor.external_data]
+    if [key for key, _ in entries] != ["location", "offset", "length"] or entries[0][1] != weights[0]:
+        raise _bad(where, f"external data {entries}, expected a location, which is {weights[0]!r}, an offset and a length")
+    if not all(_DECIMAL.fullmatch(value) for _, value in entries[1:]):
+        raise _bad(where, f"external data {entries}: the offset and the length are decimal numbers")
+    offset, length = (int(value) for _, value in entries[1:])
+    if offset % ALIGNMENT or length != expected or offset + length > weights[1]:
+        message = f"{length} bytes at {offset} of {weights[1]}; expected {expected} at a multiple of {ALIGNMENT}"
+        raise _bad(where, message)
 
 
 def _check_value(value: Any, expected: TensorSpec, where: str) -> None:
@@ -69,24 +86,63 @@ def _check_value(value: Any, expected: TensorSpec, where: str) -> None:
         raise _bad(where, f"tensor {value.name!r} is {dtype}{shape}, expected {expected}")
 
 
-def check_model(model: onnx.ModelProto, signature: Signature, where: str) -> None:
-    """Raise BundleError (INCONSISTENT) unless the model is self-contained and has this signature."""
+def _check_matmul(node: Any, constants: dict[str, Any], where: str) -> None:
+    """MatMulNBits: ONNX Runtime reads as much of its weights as the attributes say, so they must say what is there."""
+    values = {a.name: a.i for a in node.attribute}
+    k, n, bits, block = (values.get(name, 4 if name == "bits" else 0) for name in ("K", "N", "bits", "block_size"))
+    if bits not in (2, 4, 8) or block < 16 or block & (block - 1) or not (1 <= k < 2**31 and 1 <= n < 2**31) or block >= 2**31:
+        raise _bad(where, f"MatMulNBits {node.name!r}: K {k}, N {n}, bits {bits}, block_size {block}")
+    blocks = -(-k // block)
+    packed = -(-blocks * bits // 8)
+    expected = {1: (2, n * blocks * (block * bits // 8)), 2: (None, n * blocks), 3: (2, n * packed), 5: (None, n)}
+    if len(node.input) < 3 or len(node.input) > 6 or (len(node.input) > 4 and node.input[4]):
+        raise _bad(where, f"MatMulNBits {node.name!r}: {len(node.input)} inputs; a permutation (g_idx) is not supported")
+    for index, (data_type, count) in expected.items():
+        name = node.input[index] if index < len(node.input) else ""
+        if not name and index > 2:
+            continue
+        tensor = constants.get(name)
+        if tensor is None or math.prod(tensor.dims) != count or tensor.data_type not in ({data_type} if data_type else {1, 10}):
+            raise _bad(
+                where, f"MatMulNBits {node.name!r}: input {index} ({name!r}) is not the constant of {count} elements that K, N and bits ask for"
+            )
+
+
+def check_model(model: onnx.ModelProto, signature: Signature, where: str, weights: tuple[str, int] | None = None) -> None:
+    """Raise BundleError (INCONSISTENT) unless the model is self-contained and has this signature.
+
+    weights: the member that holds its large constants and its size in bytes, for the network of a bundle.
+    """
+    graph = model.graph
     if model.functions:
         raise _bad(where, f"has a model-local function ({model.functions[0].name!r}); inline it")
-    for node in model.graph.node:
-        if node.domain not in _DOMAINS:
-            raise _bad(where, f"operator {node.op_type!r} is of the domain {node.domain!r}; allowed: {', '.join(filter(None, _DOMAINS))}")
-        if any(a.HasField("g") or a.graphs for a in node.attribute):
-            raise _bad(where, f"operator {node.op_type!r} holds a subgraph, which components may not")
-    for tensor in _tensors(model):
-        _check_constant(tensor, where)
-    constants = {t.name for t in model.graph.initializer}
+    if model.training_info or graph.sparse_initializer:
+        raise _bad(where, "has training information or sparse constants, which components may not")
+    constants = {t.name: t for t in graph.initializer}
+    if len(constants) != len(graph.initializer):
+        raise _bad(where, "has two constants of one name")
+    for node in graph.node:
+        if node.domain == "com.microsoft":
+            if node.op_type not in _CONTRIB:
+                raise _bad(where, f"operator {node.op_type!r} of com.microsoft; allowed: {', '.join(sorted(_CONTRIB))}")
+        elif node.domain not in _DOMAINS:
+            raise _bad(where, f"operator {node.op_type!r} is of the domain {node.domain!r}; allowed: ai.onnx, com.microsoft")
+        if any(a.HasField("g") or a.graphs or a.HasField("sparse_tensor") or a.sparse_tensors or a.tensors for a in node.attribute):
+            raise _bad(where, f"operator {node.op_type!r} holds a subgraph or a list of tensors, which components may not")
+        for a in node.attribute:
+            if a.HasField("t"):
+                _check_constant(a.t, where, None, initializer=False)
+    for tensor in graph.initializer:
+        _check_constant(tensor, where, weights, initializer=True)
+    for node in graph.node:
+        if node.op_type == "MatMulNBits":
+            _check_matmul(node, constants, where)
     for side, values, specs in (
-        ("input", [v for v in model.graph.input if v.name not in constants], signature.inputs),
-        ("output", list(model.graph.output), signature.outputs),
+        ("input", [v for v in graph.input if v.name not in constants], signature.inputs),
+        ("output", list(graph.output), signature.outputs),
     ):
         found, expected = {v.name: v for v in values}, {t.name: t for t in specs}
-        if set(found) != set(expected):
-            raise _bad(where, f"its {side}s are {', '.join(sorted(found))}; expected {', '.join(map(str, specs))}")
+        if set(found) != set(expected) or len(found) != len(values):
+            raise _bad(where, f"its {side}s are {', '.join(sorted(v.name for v in values))}; expected {', '.join(map(str, specs))}")
         for name, value in found.items():
             _check_value(value, expected[name], where)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgegen.bundle import Bundle, Provider, Variant
 from edgegen.errors import RuntimeFault, Status
 from edgegen.spec import BATCH, Signature, TensorSpec
+from edgegen.targets.onnxruntime.check import check_model, parse_model
+from edgegen.targets.onnxruntime.weights import join_weights, outside
 
-__all__ = ["OrtComponent", "onnxruntime_version", "open_engine"]
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["OrtComponent", "network_of", "onnxruntime_version", "open_component", "open_engine"]
 
 _KEPT_TIMES = 4096
 _construct = threading.Lock()
@@ -42,28 +49,84 @@ def _rows(arrays: dict[str, npt.NDArray[Any]]) -> int:
     return 1
 
 
-def open_engine(model: bytes, what: str, threads: int) -> Any:
-    """An onnxruntime.InferenceSession of checked ONNX bytes on the CPU. Raises RuntimeFault, which names `what`."""
+def _providers(onnxruntime: Any, wanted: Sequence[Provider], what: str) -> list[tuple[str, dict[str, str]]]:
+    """The long names that ONNX Runtime has for providers, the CPU last. Raises RuntimeFault for one that this build of it lacks."""
+    available = onnxruntime.get_available_providers()
+    long = {name.removesuffix("ExecutionProvider").lower(): name for name in available}
+    found = []
+    for provider in wanted:
+        if provider.name.lower() not in long:
+            raise RuntimeFault(
+                f"{what}: needs the execution provider {provider.name}, which ONNX Runtime {onnxruntime.__version__} here does not have; "
+                f"it has {', '.join(sorted(long.values()))}",
+                Status.PROVIDER_MISSING,
+            )
+        found.append((long[provider.name.lower()], dict(provider.options)))
+    return [*found, ("CPUExecutionProvider", {})]
+
+
+def open_engine(
+    model: bytes, what: str, threads: int, weights: Mapping[str, npt.NDArray[Any]] | None = None, providers: Sequence[Provider] = ()
+) -> Any:
+    """An onnxruntime.InferenceSession of checked ONNX bytes. Raises RuntimeFault, which names `what`.
+
+    weights: constants that lie outside the model, by name; read in place, so the caller keeps them. providers: before the CPU.
+    """
     onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    chosen = _providers(onnxruntime, providers, what)
+    if weights:
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
+        options.add_external_initializers(list(weights), values)  # for the optimizer, and
+        for name, value in zip(weights, values, strict=True):
+            options.add_initializer(name, value)  # in place of the copy that it would make
     try:
         with _construct:
-            return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            return onnxruntime.InferenceSession(model, options, providers=chosen)
     except Exception as e:  # ONNX Runtime's exceptions have no common public base
         raise RuntimeFault(f"{what}: ONNX Runtime {onnxruntime.__version__} cannot open it: {e}", Status.BACKEND_FAILED) from e
 
 
-class OrtComponent:
-    """A network in ONNX Runtime's CPU provider; a context manager. Calls may come from several threads at once.
+def _checked(bundle: Bundle, variant: Variant, component: str) -> tuple[onnx.ModelProto, bytes]:
+    """A component's model, checked, and its weights (empty if it has none)."""
+    member, weights = variant.components[component], variant.weights.get(component)
+    model, data = parse_model(bundle.member(member), member), b"" if weights is None else bundle.member(weights)
+    place = None if weights is None else (weights, len(data))
+    check_model(model, bundle.manifest.components[component], f"{bundle.origin}: member {member!r}", place)
+    return model, data
 
-    model: the ONNX bytes, checked beforehand. threads: of the engine, 0 for one per core.
+
+def network_of(bundle: Bundle, variant: Variant, component: str) -> onnx.ModelProto:
+    """A component's network as an ONNX model like any other, its weights inside. Raises BundleError (INCONSISTENT)."""
+    model, weights = _checked(bundle, variant, component)
+    join_weights(model, weights)
+    return model
+
+
+def open_component(bundle: Bundle, variant: Variant, component: str, *, threads: int = 0) -> OrtComponent:
+    """A component of a bundle's variant in ONNX Runtime. Raises BundleError (INCONSISTENT) or RuntimeFault."""
+    model, weights = _checked(bundle, variant, component)
+    return OrtComponent(
+        component, bundle.member(variant.components[component]), bundle.manifest.components[component],
+        threads=threads, weights=outside(model, weights), providers=variant.providers,
+    )  # fmt: skip
+
+
+class OrtComponent:
+    """A network in ONNX Runtime; a context manager. Calls may come from several threads at once.
+
+    model: the ONNX bytes, checked beforehand. threads: of the engine, 0 for one per core. weights, providers: see `open_engine`.
     """
 
-    def __init__(self, name: str, model: bytes, signature: Signature, *, threads: int = 0) -> None:
-        self._session = open_engine(model, f"component {name!r}", threads)
+    def __init__(
+        self, name: str, model: bytes, signature: Signature, *, threads: int = 0,
+        weights: Mapping[str, npt.NDArray[Any]] | None = None, providers: Sequence[Provider] = (),
+    ) -> None:  # fmt: skip
+        self._session = open_engine(model, f"component {name!r}", threads, weights, providers)
+        self._weights = weights
         self.name = name
         self.signature = signature
         self._outputs = [o.name for o in self._session.get_outputs()]
@@ -133,7 +196,7 @@ class OrtComponent:
 
     def close(self) -> None:
         """Release the engine's session."""
-        self._session = None
+        self._session = self._weights = None
 
     def __enter__(self) -> OrtComponent:
         return self
