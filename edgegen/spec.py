@@ -14,7 +14,7 @@ from edgegen.canonical import from_hex, to_hex
 from edgegen.errors import BundleError, Status
 
 __all__ = [
-    "BATCH", "DTYPES", "MAX_TEXT", "NAME", "ConditionSpec", "SampleSpec", "Signature", "TensorSpec", "check_count", "check_name",
+    "BATCH", "DTYPES", "MAX_TENSORS", "MAX_TEXT", "NAME", "ConditionSpec", "SampleSpec", "Signature", "TensorSpec", "check_count", "check_name",
     "default_conditions", "draw_condition", "keys",
 ]  # fmt: skip
 
@@ -22,8 +22,9 @@ DTYPES = ("float32", "float64", "float16", "int64", "int32", "int8", "uint8", "b
 BATCH = "batch"
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 """Names of tensors, components, conditions, programs, variants, documents and registers."""
-MAX_TENSORS = 64
-MAX_TEXT = 4096
+MAX_TENSORS = 2048
+"""Inputs and outputs of a bundle's components in all."""
+MAX_TEXT = 2048
 """UTF-8 bytes of a free text."""
 
 
@@ -104,11 +105,10 @@ class Signature:
         return {"inputs": [t.to_json() for t in self.inputs], "outputs": [t.to_json() for t in self.outputs]}
 
     @classmethod
-    def from_json(cls, value: Any, where: str) -> Signature:
-        """The checked inverse of `to_json`."""
+    def from_json(cls, value: Any, where: str, most: int = MAX_TENSORS) -> Signature:
+        """The checked inverse of `to_json`, for at most `most` tensors."""
         value = keys(value, where, {"inputs": list, "outputs": list})
-        for side in ("inputs", "outputs"):
-            check_count(len(value[side]), MAX_TENSORS, f"{where}.{side}")
+        check_count(len(value["inputs"]) + len(value["outputs"]), most, f"{where}: tensors of this component, after those before it")
         inputs, outputs = (tuple(TensorSpec.from_json(t, f"{where}.{side}") for t in value[side]) for side in ("inputs", "outputs"))
         for tensors in (inputs, outputs):
             if not tensors or len({t.name for t in tensors}) != len(tensors):

@@ -9,7 +9,7 @@ from typing import Any
 from edgegen.bundle.layout import FORMAT
 from edgegen.canonical import from_hex, to_hex
 from edgegen.errors import BundleError, Status
-from edgegen.spec import MAX_TEXT, ConditionSpec, SampleSpec, Signature, check_count, check_name, keys
+from edgegen.spec import MAX_TENSORS, MAX_TEXT, ConditionSpec, SampleSpec, Signature, check_count, check_name, keys
 
 __all__ = ["Golden", "Manifest", "ProgramEntry", "Provider", "Variant"]
 
@@ -129,7 +129,7 @@ class Manifest:
             value["name"], value["summary"], value["licence"], value["producer"], bool(value["trusted_pickle"]),
             SampleSpec.from_json(value["sample"], "sample"),
             tuple(ConditionSpec.from_json(c, f"conditions[{i}]") for i, c in enumerate(value["conditions"])),
-            {name: Signature.from_json(s, f"components.{name}") for name, s in value["components"].items()},
+            _signatures(value["components"]),
             tuple(_program(p, f"programs[{i}]") for i, p in enumerate(value["programs"])),
             tuple(_variant(v, f"variants[{i}]") for i, v in enumerate(value["variants"])),
             _strings(value["documents"], "documents"),
@@ -169,6 +169,15 @@ def _strings(value: dict[str, Any], where: str) -> dict[str, str]:
     if not all(isinstance(v, str) for v in value.values()):
         raise BundleError(f"{where}: expected strings", Status.BAD_MANIFEST)
     return dict(value)
+
+
+def _signatures(value: dict[str, Any]) -> dict[str, Signature]:
+    signatures: dict[str, Signature] = {}
+    left = MAX_TENSORS
+    for name, item in value.items():
+        signatures[name] = Signature.from_json(item, f"components.{name}", left)
+        left -= len(signatures[name].inputs) + len(signatures[name].outputs)
+    return signatures
 
 
 def _program(value: Any, where: str) -> ProgramEntry:

@@ -97,12 +97,13 @@ def _expect_float32(names: Iterable[str], other: Mapping[str, str]) -> None:
 
 
 def _fits(value: float, dtype: str) -> bool:
-    """Whether an immediate can be given to a network's input of that dtype, or to an instruction."""
-    if dtype.startswith("float"):
-        with np.errstate(over="ignore"):
-            return bool(np.isfinite(np.float64(value).astype(dtype)))
+    """Whether a number can be given to an instruction, or as an immediate to a network's input of that dtype, once rounded to float32."""
+    with np.errstate(over="ignore"):
+        rounded = np.float32(value)
+        if dtype.startswith("float"):
+            return bool(np.isfinite(rounded.astype(dtype)))
     limits = (0, 1) if dtype == "bool" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
-    return value == math.floor(value) and limits[0] <= value <= limits[1]
+    return float(rounded) == value == math.floor(value) and limits[0] <= value <= limits[1]
 
 
 def _check_evaluation(instruction: Eval, other: Mapping[str, str], signature: Signature) -> None:
@@ -122,6 +123,8 @@ def _check_evaluation(instruction: Eval, other: Mapping[str, str], signature: Si
             _expect(fits and (dtype == "float32" or o.scale == 1.0), f"input {spec} cannot take {o.name!r}, which is {dtype}, times {o.scale:g}")
         if not all(isinstance(o, Imm) for o in operands):
             _expect(_by_rows(spec), f"input {spec} does not have the batch as its first size, and only there")
+        elif any(o != operands[0] for o in operands):
+            _expect(spec.shape == (BATCH,), f"input {spec} has different immediates per branch, which needs one number per row")
 
 
 def _by_rows(spec: TensorSpec) -> bool:

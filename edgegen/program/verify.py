@@ -30,7 +30,17 @@ from edgegen.spec import NAME
 
 __all__ = ["LIMITS", "numbers", "reads", "scalar_reads", "verify", "writes"]
 
-LIMITS = {"instructions": 65_536, "registers": 4_096, "terms": 16, "branches": 16, "inputs": 64, "channels": 65_536, "rank": 6}
+LIMITS = {
+    "instructions": 65_536,
+    "registers": 4_096,
+    "terms": 16,
+    "branches": 16,
+    "inputs": 64,
+    "channels": 65_536,
+    "rank": 6,
+    "operands": 1024,
+    "components": 64,
+}
 REDUCTIONS = ("mean", "std", "norm", "quantile")
 SCALAR_OPERATIONS = ("add", "sub", "mul", "div", "min", "max", "sqrt")
 _KINDS = ("noise", "condition")
@@ -122,7 +132,8 @@ class _Verifier:
         given = frozenset(defined)
         scalars: set[str] = set()
         counted: Counter[str] = Counter()
-        draws: set[int] = set()
+        draw = 0
+        ready = dict.fromkeys(given, 0)
         signatures: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
         for i, instruction in enumerate(self.program.instructions):
             where = f"instruction {i} ({type(instruction).__name__.upper()})"
@@ -147,7 +158,7 @@ class _Verifier:
                     if not 1 <= len(instruction.terms) <= LIMITS["terms"]:
                         raise self.fail("P6", f"{where} has {len(instruction.terms)} terms, expected 1 to {LIMITS['terms']}")
                 case Noise():
-                    self.draw(instruction, where, draws)
+                    draw = self.draw(instruction, where, draw)
                 case Clamp():
                     if instruction.low > instruction.high:
                         raise self.fail("P8", f"{where}: low {instruction.low} is above high {instruction.high}")
@@ -166,9 +177,10 @@ class _Verifier:
                 if name in other:
                     raise self.fail("P18", f"{where} writes {name!r}, which holds {'a tensor' if other is defined else 'a scalar'} elsewhere")
                 made.add(name)
+                ready.setdefault(name, i + 1)
         if len(defined) + len(scalars) > LIMITS["registers"]:
             raise self.fail("P0", f"{len(defined) + len(scalars)} registers, at most {LIMITS['registers']} are allowed")
-        self.ends(defined, counted)
+        self.ends(defined, counted, ready)
 
     def states(self, defined: set[str]) -> None:
         """States are defined from the start, as inputs are."""
@@ -188,6 +200,8 @@ class _Verifier:
             raise self.fail("P0", f"{len(program.instructions)} instructions, expected 1 to {LIMITS['instructions']}")
         if len(program.inputs) > LIMITS["inputs"]:
             raise self.fail("P0", f"{len(program.inputs)} inputs, at most {LIMITS['inputs']} are allowed")
+        if len(program.nfe) > LIMITS["components"]:
+            raise self.fail("P0", f"{len(program.nfe)} components, at most {LIMITS['components']} are allowed")
         if len(program.states) > LIMITS["inputs"]:
             raise self.fail("P0", f"{len(program.states)} states, at most {LIMITS['inputs']} are allowed")
         if not 1 <= len(program.outputs) <= LIMITS["inputs"]:
@@ -215,6 +229,8 @@ class _Verifier:
         branches = instruction.branches
         if not 1 <= branches <= LIMITS["branches"]:
             raise self.fail("P4", f"{where} has {branches} branches, expected 1 to {LIMITS['branches']}")
+        if max(sum(map(len, side.values())) for side in (instruction.inputs, instruction.outputs)) > LIMITS["operands"]:
+            raise self.fail("P4", f"{where} has more than {LIMITS['operands']} operands or registers")
         for side in (instruction.inputs, instruction.outputs):
             for name, operands in side.items():
                 if len(operands) != branches:
@@ -261,18 +277,18 @@ class _Verifier:
             case _:
                 raise self.fail("P0", f"{where} is not an instruction")
 
-    def draw(self, instruction: Noise, where: str, draws: set[int]) -> None:
+    def draw(self, instruction: Noise, where: str, before: int) -> int:
         draw = instruction.draw
         if isinstance(draw, bool) or not isinstance(draw, int) or not 1 <= draw < 2**32:
             raise self.fail("P7", f"{where}: draw {draw!r} is not in 1 .. 2^32 - 1 (0 is the initial noise)")
-        if draw in draws:
-            raise self.fail("P7", f"{where}: draw {draw} was drawn before; every draw has its own number")
-        draws.add(draw)
+        if draw <= before:
+            raise self.fail("P7", f"{where}: draw {draw} comes after draw {before}; draws are numbered upwards")
         sizes = instruction.shape
         if sizes is not None and not (1 <= len(sizes) < LIMITS["rank"] and all(_whole(n) and n > 0 for n in sizes) and math.prod(sizes) < 2**31):
             raise self.fail("P7", f"{where}: shape {list(sizes)}, expected 1 to {LIMITS['rank'] - 1} sizes >= 1, fewer than 2^31 elements")
+        return draw
 
-    def ends(self, defined: set[str], counted: Counter[str]) -> None:
+    def ends(self, defined: set[str], counted: Counter[str], ready: dict[str, int]) -> None:
         program = self.program
         for name, register in program.outputs.items():
             self.name(name, "output")
@@ -287,8 +303,8 @@ class _Verifier:
         for i, step in enumerate(program.steps):
             if not last < step.after <= len(program.instructions):
                 raise self.fail("P11", f"step {i} ends after instruction {step.after}; steps must advance and stay inside the program")
-            if step.state not in defined or not math.isfinite(step.time):
-                raise self.fail("P11", f"step {i} names register {step.state!r} at time {step.time}")
+            if step.state not in defined or ready[step.state] > step.after or not math.isfinite(step.time):
+                raise self.fail("P11", f"step {i} names register {step.state!r} at time {step.time}, expected one written by then, a finite time")
             last = step.after
 
 

@@ -113,6 +113,10 @@ def tensor(name, shape=("batch", 2)):
     return {"name": name, "dtype": "float32", "shape": list(shape)}
 
 
+def tensors(count):
+    return {"inputs": [tensor(f"i{i}") for i in range(count - 1)], "outputs": [tensor("o")]}
+
+
 S = Status
 CASES = [
     ("empty file", b"", S.TRUNCATED),
@@ -228,18 +232,17 @@ CASES = [
     ("component that begins with a digit", edited(lambda v: v["components"].update({"0f": v["components"]["f"]})), S.BAD_MANIFEST),
     ("document that begins with a point", edited(setter("documents", ".recipe", "recipe.json")), S.BAD_MANIFEST),
     ("program with a bad name", edited(setter("programs", 0, "name", "o/ne")), S.BAD_MANIFEST),
-    ("summary of 4,097 bytes", edited(setter("summary", "é" * 2048 + "e")), S.LIMIT),
-    ("name of 4,097 bytes", edited(setter("name", "n" * 4097)), S.LIMIT),
-    ("licence of 4,097 bytes", edited(setter("licence", "n" * 4097)), S.LIMIT),
-    ("producer of 4,097 bytes", edited(setter("producer", "n" * 4097)), S.LIMIT),
-    ("condition summary of 4,097 bytes", edited(setter("conditions", 0, "summary", "n" * 4097)), S.LIMIT),
+    ("summary of 2,049 bytes", edited(setter("summary", "é" * 1024 + "e")), S.LIMIT),
+    ("name of 2,049 bytes", edited(setter("name", "n" * 2049)), S.LIMIT),
+    ("licence of 2,049 bytes", edited(setter("licence", "n" * 2049)), S.LIMIT),
+    ("producer of 2,049 bytes", edited(setter("producer", "n" * 2049)), S.LIMIT),
+    ("condition summary of 2,049 bytes", edited(setter("conditions", 0, "summary", "n" * 2049)), S.LIMIT),
     ("65 conditions", edited(setter("conditions", [condition(f"c{i}") for i in range(65)])), S.LIMIT),
     ("65 components", edited(lambda v: v.update(components={f"f{i}": v["components"]["f"] for i in range(65)})), S.LIMIT),
     ("257 programs", edited(lambda v: v.update(programs=[v["programs"][0] | {"name": f"p{i}"} for i in range(257)])), S.LIMIT),
     ("65 variants", edited(lambda v: v.update(variants=[v["variants"][0] | {"name": f"v{i}"} for i in range(65)])), S.LIMIT),
     ("65 documents", edited(setter("documents", {f"d{i}": "recipe.json" for i in range(65)})), S.LIMIT),
-    ("65 inputs", edited(setter("components", "f", "inputs", [tensor(f"i{i}") for i in range(65)])), S.LIMIT),
-    ("65 outputs", edited(setter("components", "f", "outputs", [tensor(f"i{i}") for i in range(65)])), S.LIMIT),
+    ("2,049 tensors", edited(lambda v: v["components"].update(g=tensors(1000), h=tensors(1046))), S.LIMIT),
     ("257 golden vectors", edited(lambda v: v["variants"][0].update(golden=v["variants"][0]["golden"] * 257)), S.LIMIT),
     ("17 providers", edited(setter("variants", 0, "providers", [{"name": "CUDA", "options": {}}] * 17)), S.LIMIT),
     ("65 options of a provider", edited(setter("variants", 0, "providers", [{"name": "CUDA", "options": {f"o{i}": "1" for i in range(65)}}])), S.LIMIT),
@@ -340,6 +343,7 @@ CASES = [
     ("a new line in front", rebuilt(b'\n{"a":1}', b""), S.NOT_CANONICAL),
     ("a null under a key that stands twice", rebuilt(b'{"a":null,"a":1}', b""), S.BAD_MANIFEST),
     ("nested 8 deep", fake_nested(8), S.BAD_MANIFEST),
+    ("nested deep behind what is not JSON", rebuilt(b"x" + b"[" * 9, b""), S.LIMIT),
     ("closed too often", rebuilt(b"]]]]" + b"[" * 12, b""), S.BAD_MANIFEST),
     ("brackets in a string", rebuilt(b'{"a":"[[[[[[[[[[[[[["}', b""), S.BAD_MANIFEST),
 ]  # fmt: skip

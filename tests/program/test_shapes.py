@@ -119,6 +119,8 @@ ILL = [
     (fed(t=Imm(0.5)), network(LATENT, TensorSpec("t", "int64", ("batch",))), "cannot take 0.5; use a grid of whole times"),
     (fed(t=Imm(2.0)), network(LATENT, TensorSpec("t", "bool", ("batch",))), "cannot take 2"),
     (fed(t=Imm(128.0)), network(LATENT, TensorSpec("t", "int8", ("batch",))), "cannot take 128"),
+    (fed(t=Imm(16777217.0)), network(LATENT, TensorSpec("t", "int64", ("batch",))), "cannot take"),
+    (fed(t=Imm(65519.9999)), network(LATENT, TensorSpec("t", "float16", ("batch",))), "cannot take"),
     (fed(t=Imm(65520.0)), network(LATENT, TensorSpec("t", "float16", ("batch",))), "cannot take 65520"),
     (fed(t=Imm(1e39)), network(LATENT, TIME), "does not fit float32"),
     (fed(x=Reg("x_T", 1e39)), network(LATENT, TIME), "does not fit float32"),
@@ -127,6 +129,11 @@ ILL = [
     (CALL, network(TensorSpec("x", "int64", ("batch", 3, 4)), TIME), "cannot take 'x_T', which is float32"),
     (CALL, network(TensorSpec("x", "float32", (1, 3, 4)), TIME), "does not have the batch as its first size"),
     (CALL, network(TensorSpec("x", "float32", ("batch", "batch", 4)), TIME), "does not have the batch as its first size"),
+    (
+        Eval("f", {"x": (Reg("x_T"), Reg("x_T")), "t": (Imm(1.0), Imm(2.0))}, {"o": ("y", "z")}),
+        network(LATENT, TensorSpec("t", "float32", ("batch", 1))),
+        "different immediates per branch",
+    ),
     (CALL, network(LATENT, TIME, output=(3, 4)), "does not have the batch as its first size"),
     (Lincomb("y", ((1.0, "label"),)), {}, "only EVAL reads conditions that are not float32"),
 ]
