@@ -52,6 +52,9 @@ ThreadsOption = Annotated[int, typer.Option("--threads", min=0, help="Threads of
 VariantOption = Annotated[str | None, typer.Option("--variant", help="A variant by name; default: the bundle's first.")]
 
 
+RuntimeOption = Annotated[str, typer.Option("--runtime", help="python, or native for libedgegen.")]
+
+
 def _exit_code(error: EdgegenError) -> int:
     if error.code == Status.GATE_FAILED:
         return 3
@@ -205,6 +208,7 @@ def run(
         str | None, typer.Option("--rollout", help="Run a policy in its world: a family of export/ with a simulator.py, or a path of one.")
     ] = None,
     threads: ThreadsOption = 0,
+    runtime: RuntimeOption = "python",
     json_output: JsonOption = False,
 ) -> None:
     """Generate samples from a bundle; or, with --rollout, run a policy in its world and draw its paths."""
@@ -212,11 +216,11 @@ def run(
     from edgegen.workspace import check_writable
 
     if rollout is not None:
-        _roll_out(file, rollout, seed, steps, program, batch, output, variant, threads, json_output)
+        _roll_out(file, rollout, seed, steps, program, batch, output, variant, threads, runtime, json_output)
         return
     conditions = _conditions(settings)
     check_writable(output)
-    with edgegen.load(file, variant=variant, threads=threads) as session, _bars() as bar:
+    with edgegen.load(file, variant=variant, threads=threads, runtime=runtime) as session, _bars() as bar:
         samples = session.generate(
             seed, steps, batch, program=program, on_step=lambda done, total, x: bar("run", f"step {done} of {total}", done, total), **conditions
         )
@@ -236,7 +240,7 @@ def run(
 
 def _roll_out(
     file: Path, world: str, seed: int, steps: int | None, program: str | None, episodes: int, output: Path, variant: str | None, threads: int,
-    json_output: bool,
+    runtime: str, json_output: bool,
 ) -> None:  # fmt: skip
     """--batch episodes of a policy in a world, the rate of success, and a picture."""
     from edgegen.images import save_picture
@@ -245,7 +249,7 @@ def _roll_out(
 
     evaluate = load_world(world)
     check_writable(output)
-    with edgegen.load(file, variant=variant, threads=threads) as session:
+    with edgegen.load(file, variant=variant, threads=threads, runtime=runtime) as session:
         nfe = 0
 
         def act(seed: int, **conditions: Any) -> Any:
@@ -280,7 +284,13 @@ def inspect(file: BundleArgument, json_output: JsonOption = False) -> None:
 
 
 @app.command()
-def verify(file: BundleArgument, variant: VariantOption = None, threads: ThreadsOption = 0, json_output: JsonOption = False) -> None:
+def verify(
+    file: BundleArgument,
+    variant: VariantOption = None,
+    threads: ThreadsOption = 0,
+    runtime: RuntimeOption = "python",
+    json_output: JsonOption = False,
+) -> None:
     """Check every hash, then run the golden vectors on this device. Exit 1 if any differs."""
     from edgegen.bundle import open_bundle
     from edgegen.runtime.session import open_session
@@ -289,7 +299,7 @@ def verify(file: BundleArgument, variant: VariantOption = None, threads: Threads
     names = [variant] if variant is not None else [v.name for v in bundle.manifest.variants]
     rows: list[dict[str, Any]] = []
     for name in names:
-        with open_session(bundle, variant=name, threads=threads) as session:
+        with open_session(bundle, variant=name, threads=threads, runtime=runtime) as session:
             for program, _, distance, tolerance in session.self_test():
                 rows.append({"variant": name, "program": program, "rmse": distance.rmse, "tolerance": tolerance, "ok": distance.rmse <= tolerance})
     if json_output:
@@ -315,6 +325,7 @@ def bench(
     iters: Annotated[int, typer.Option("--iters", min=1)] = 50,
     variant: VariantOption = None,
     threads: ThreadsOption = 0,
+    runtime: RuntimeOption = "python",
     json_output: JsonOption = False,
 ) -> None:
     """Time a bundle on this device: percentiles, per component, and the share outside the networks."""
@@ -325,7 +336,7 @@ def bench(
     names = [variant] if variant is not None else [v.name for v in bundle.manifest.variants]
     with _bars() as bar:
         rows = [
-            bench_variant(bundle, name, program, batch, warmup, iters, threads, lambda d, t, name=name: bar(name, "timing", d, t))  # type: ignore[misc]
+            bench_variant(bundle, name, program, batch, warmup, iters, threads, runtime, lambda d, t, name=name: bar(name, "timing", d, t))  # type: ignore[misc]
             for name in names
         ]
     if json_output:

@@ -136,13 +136,21 @@ def peak_rss_mib() -> float:
 
 
 def bench_variant(
-    bundle: Bundle, variant: str, program: str | None, batch: int, warmup: int, iters: int, threads: int, progress: Callable[[int, int], None]
+    bundle: Bundle,
+    variant: str,
+    program: str | None,
+    batch: int,
+    warmup: int,
+    iters: int,
+    threads: int,
+    runtime: str,
+    progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Percentiles of `iters` generations in milliseconds, medians per component, and the median share of time outside them."""
     from edgegen.runtime.session import open_session
 
     totals, shares, components = [], [], []
-    with open_session(bundle, variant=variant, threads=threads) as session:
+    with open_session(bundle, variant=variant, threads=threads, runtime=runtime) as session:
         conditions: dict[str, Any] = session.default_conditions(program)
         for i in range(warmup + iters):
             session.generate(seed=i, batch=batch, program=program, **conditions)

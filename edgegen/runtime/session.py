@@ -27,12 +27,15 @@ from edgegen.program.interpreter import OnStep
 from edgegen.program.noise import check_seed
 from edgegen.quality import Distance, distance
 from edgegen.runtime.fused import FusedPrograms
+from edgegen.runtime.native import Native
 from edgegen.runtime.stepwise import Stepwise
 from edgegen.spec import ConditionSpec, default_conditions
 
 __all__ = ["Report", "Session", "Stream", "load", "open_session"]
 
 logger = logging.getLogger(__name__)
+
+_RUNTIMES: dict[str, type[Stepwise] | type[Native]] = {"python": Stepwise, "native": Native}
 
 Tensor = npt.NDArray[Any]
 
@@ -81,13 +84,17 @@ class Stream:
 class Session:
     """A bundle whose components are open in an engine; a context manager. Made by `load`."""
 
-    def __init__(self, bundle: Bundle, variant: Variant, *, threads: int = 0, fused: bool = False) -> None:
+    def __init__(self, bundle: Bundle, variant: Variant, *, threads: int = 0, fused: bool = False, runtime: str = "python") -> None:
+        if runtime not in _RUNTIMES:
+            raise RuntimeFault(f"runtime {runtime!r}: {nearest(runtime, _RUNTIMES)}", Status.UNKNOWN_NAME)
+        if fused and runtime != "python":
+            raise RuntimeFault("fused programs run in the Python runtime; leave out runtime='native' or fused=True", Status.BAD_ARGUMENT)
         self.bundle = bundle
         self.variant = variant
         specs = {c.name: c for c in bundle.manifest.conditions}
         self._needed = {name: {i.name: specs[i.name] for i in program.inputs if i.kind == "condition"} for name, program in bundle.programs.items()}
         self._thread = threading.local()
-        self._runner: Stepwise | None = Stepwise(bundle, variant, threads)
+        self._runner: Stepwise | Native | None = _RUNTIMES[runtime](bundle, variant, threads)
         self._fused = FusedPrograms(bundle, variant, threads) if fused else None
 
     @property
@@ -158,7 +165,7 @@ class Session:
         self._report(name, seconds, time.perf_counter() - began)
         return np.asarray(sample)
 
-    def _open(self) -> Stepwise:
+    def _open(self) -> Stepwise | Native:
         if self._runner is None:
             raise RuntimeFault("this session is closed", Status.BAD_STATE)
         return self._runner
@@ -276,31 +283,31 @@ def _range(spec: ConditionSpec) -> str:
     return f", from {low} to {high}"
 
 
-def load(path: str | Path, *, variant: str | None = None, threads: int = 0, fused: bool = False) -> Session:
+def load(path: str | Path, *, variant: str | None = None, threads: int = 0, fused: bool = False, runtime: str = "python") -> Session:
     """Open a bundle on this device.
 
     variant: a name from the bundle; None takes the first that this device can run, the best when it was measured. threads: of the engine, 0 for one
     per core. fused: run each program as one graph, made at its first use with a batch (`edgegen.program.fuse`): less time outside the
-    networks, for small ones; a call with on_step still runs step by step.
+    networks, for small ones; a call with on_step still runs step by step. runtime: "python", or "native" for libedgegen (docs/c_api.md).
     Raises BundleError (the file), or RuntimeFault (BACKEND_MISSING, NO_VARIANT, BACKEND_FAILED: this device).
     """
-    return open_session(open_bundle(path), variant=variant, threads=threads, fused=fused)
+    return open_session(open_bundle(path), variant=variant, threads=threads, fused=fused, runtime=runtime)
 
 
-def open_session(bundle: Bundle, *, variant: str | None = None, threads: int = 0, fused: bool = False) -> Session:
+def open_session(bundle: Bundle, *, variant: str | None = None, threads: int = 0, fused: bool = False, runtime: str = "python") -> Session:
     """A session over a bundle that is already read; see `load`."""
     variants = {v.name: v for v in bundle.manifest.variants}
     if variant is not None:
         if variant not in variants:
             raise RuntimeFault(f"no variant {variant!r} in this bundle: {nearest(variant, variants)}", Status.NO_VARIANT)
-        return Session(bundle, variants[variant], threads=threads, fused=fused)
+        return Session(bundle, variants[variant], threads=threads, fused=fused, runtime=runtime)
     missing: list[str] = []
     for v in variants.values():
         if v.engine != "onnxruntime":
             missing.append(f"{v.name}: is for {v.engine}, which this runtime cannot run")
             continue
         try:
-            session = Session(bundle, v, threads=threads, fused=fused)
+            session = Session(bundle, v, threads=threads, fused=fused, runtime=runtime)
         except RuntimeFault as e:
             if e.code != Status.PROVIDER_MISSING or len(variants) == 1:
                 raise

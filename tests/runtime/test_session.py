@@ -1,4 +1,4 @@
-"""Sessions over a real bundle in real ONNX Runtime."""
+"""Sessions over a real bundle in real ONNX Runtime, in both runtimes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import edgegen
 from edgegen.bundle import Provider, bundle_bytes, open_bundle, parse_bundle
 from edgegen.errors import BundleError, Cancelled, EdgegenError, RuntimeFault, Status
 from edgegen.program import interpret, normals
+from edgegen.runtime import native
 from edgegen.runtime.session import open_session
 from edgegen.targets.onnxruntime import check_model, network_of
 from edgegen.targets.onnxruntime.component import _checked
@@ -25,9 +26,14 @@ from tests.attacks.networks import NETWORKS, QUANTIZED, with_network
 from tests.tiny import cell_model, stream_bundle, tiny_model
 
 
+@pytest.fixture(scope="module", params=["python", "native"])
+def runtime(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def session(tiny_bundle):
-    with edgegen.load(tiny_bundle, threads=1) as opened:
+def session(tiny_bundle, runtime):
+    with edgegen.load(tiny_bundle, threads=1, runtime=runtime) as opened:
         yield opened
 
 
@@ -124,21 +130,24 @@ def test_a_null_label_is_allowed_where_the_recipe_names_one(session):
     session.generate(label=4)
 
 
-def test_a_missing_condition_without_default_is_named(tiny_bundle):
+def test_a_missing_condition_without_default_is_named(tiny_bundle, runtime):
     bundle = open_bundle(tiny_bundle)
     conditions = tuple(replace(c, default=None) for c in bundle.manifest.conditions)
     again = bundle_bytes(replace(bundle.manifest, conditions=conditions), {name: bundle.member(name) for name in bundle.table})
-    with open_session(parse_bundle(again)) as opened, pytest.raises(RuntimeFault, match=r"condition 'label' is needed: .*from 0 to 3"):
+    with (
+        open_session(parse_bundle(again), runtime=runtime) as opened,
+        pytest.raises(RuntimeFault, match=r"condition 'label' is needed: .*from 0 to 3"),
+    ):
         opened.generate()
 
 
-def test_variants_by_name_and_golden_vectors(tiny_bundle):
+def test_variants_by_name_and_golden_vectors(tiny_bundle, runtime):
     for variant in ("float32", "int8"):
-        with edgegen.load(tiny_bundle, variant=variant) as opened:
+        with edgegen.load(tiny_bundle, variant=variant, runtime=runtime) as opened:
             for _, _, distance, tolerance in opened.self_test():
                 assert distance.rmse <= tolerance
     with pytest.raises(RuntimeFault, match="no variant 'int4'") as e:
-        edgegen.load(tiny_bundle, variant="int4")
+        edgegen.load(tiny_bundle, variant="int4", runtime=runtime)
     assert e.value.code == Status.NO_VARIANT
 
 
@@ -154,8 +163,8 @@ def test_the_int8_variant_runs_in_integers(tiny_bundle, tmp_path):
     assert kinds.count("QLinearConv") == 2 and "Conv" not in kinds
 
 
-def opened_with(tiny_bundle, change):
-    return open_session(parse_bundle(with_network(tiny_bundle, change)), variant="float32")
+def opened_with(tiny_bundle, change, runtime="python"):
+    return open_session(parse_bundle(with_network(tiny_bundle, change)), variant="float32", runtime=runtime)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -165,6 +174,13 @@ def test_a_network_that_is_not_what_it_says_never_reaches_the_engine(tiny_bundle
     with pytest.raises(BundleError, match=re.escape(message)) as e:
         opened_with(tiny_bundle, change)
     assert e.value.code == Status.INCONSISTENT
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_nor_does_it_in_the_native_runtime(tiny_bundle, name):
+    with pytest.raises(BundleError) as e:
+        opened_with(tiny_bundle, NETWORKS[name][0], "native")
+    assert e.value.code == Status.INCONSISTENT and "ONNX Runtime" not in str(e.value)
 
 
 def test_there_are_at_least_thirty_such_networks():
@@ -186,17 +202,17 @@ def test_a_sound_matmul_of_few_bits_passes_the_checks(tiny_bundle):
     check_model(model, bundle.manifest.components["denoiser"], "test", place)
 
 
-def test_a_network_that_the_engine_refuses_is_a_backend_fault(tiny_bundle):
-    with pytest.raises(RuntimeFault, match="ONNX Runtime .* cannot open it") as e:
-        opened_with(tiny_bundle, lambda m: setattr(m.graph.node[0], "op_type", "NoSuchOp"))
+def test_a_network_that_the_engine_refuses_is_a_backend_fault(tiny_bundle, runtime):
+    with pytest.raises(RuntimeFault, match="component 'denoiser': ONNX Runtime.*NoSuchOp") as e:
+        opened_with(tiny_bundle, lambda m: setattr(m.graph.node[0], "op_type", "NoSuchOp"), runtime)
     assert e.value.code == Status.BACKEND_FAILED
 
 
-def test_a_network_that_gives_nan_is_named(tiny_bundle):
+def test_a_network_that_gives_nan_is_named(tiny_bundle, runtime):
     def poison(model):
         next(t for t in model.graph.initializer if t.name == "b1").raw_data = np.full(32, np.nan, np.float32).tobytes()
 
-    with opened_with(tiny_bundle, poison) as opened, pytest.raises(RuntimeFault, match="NaN or infinity") as e:
+    with opened_with(tiny_bundle, poison, runtime) as opened, pytest.raises(RuntimeFault, match="NaN or infinity") as e:
         opened.generate()
     assert e.value.code == Status.NONFINITE
 
@@ -219,8 +235,8 @@ def test_threads_share_a_session(session):
     assert not faults
 
 
-def test_a_closed_session_and_an_early_report_are_errors(tiny_bundle):
-    opened = edgegen.load(tiny_bundle)
+def test_a_closed_session_and_an_early_report_are_errors(tiny_bundle, runtime):
+    opened = edgegen.load(tiny_bundle, runtime=runtime)
     with pytest.raises(RuntimeFault, match="no report yet"):
         _ = opened.report
     opened.close()
@@ -235,6 +251,41 @@ def test_importing_edgegen_needs_numpy_only():
         "sys.exit(repr(heavy) if {m for m in heavy if not m.startswith('_')} else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("what", [dict(runtime="nativ"), dict(runtime="native", fused=True)])
+def test_a_runtime_that_is_none_or_cannot_do_that_is_refused(tiny_bundle, what):
+    with pytest.raises(RuntimeFault, match=r"did you mean 'native'|fused programs run in the Python runtime"):
+        edgegen.load(tiny_bundle, **what)
+
+
+def test_without_libedgegen_the_fault_says_how_to_build_it(tiny_bundle, monkeypatch):
+    monkeypatch.setattr(native, "__file__", "/nowhere/edgegen/runtime/native.py")
+    monkeypatch.setattr(native, "_library", lambda: native.Library(native.find_library()))
+    with pytest.raises(RuntimeFault, match="build it with `make native`") as e:
+        edgegen.load(tiny_bundle, runtime="native")
+    assert e.value.code == Status.BACKEND_MISSING
+
+
+def test_an_exception_in_on_step_comes_through_and_the_session_goes_on(session):
+    wanted = session.generate(seed=4)
+
+    def broken(done, total, x):
+        raise ZeroDivisionError(done)
+
+    with pytest.raises(ZeroDivisionError, match="1"):
+        session.generate(seed=4, on_step=broken)
+    np.testing.assert_array_equal(session.generate(seed=4), wanted)
+
+
+def test_both_runtimes_give_the_same_bytes(tiny_bundle):
+    """The same engine, noise and arithmetic; programs with and without guidance and noise, and a batch."""
+    for variant in ("float32", "int8"):
+        with edgegen.load(tiny_bundle, variant=variant, threads=1) as a, edgegen.load(tiny_bundle, variant=variant, threads=1, runtime="native") as b:
+            for name in a.programs:
+                for seed, batch in ((0, 1), (2**64 - 1, 3)):
+                    given = dict(seed=seed, batch=batch, program=name, label=np.arange(batch))
+                    assert a.generate(**given).tobytes() == b.generate(**given).tobytes()
 
 
 def test_without_onnx_runtime_the_fault_says_what_to_install(tiny_bundle):
@@ -271,7 +322,7 @@ def cell_file(tmp_path):
 FRAMES = np.random.default_rng(8).standard_normal((5, 4)).astype(np.float32)
 
 
-def test_a_stream_carries_its_states_and_begins_again(cell_file):
+def test_a_stream_carries_its_states_and_begins_again(cell_file, runtime):
     """Against the cell in numpy."""
     a, b, c = (numpy_helper.to_array(t) for t in cell_model().graph.initializer)
     h, one, two, wanted = np.zeros(8), np.ones(4), np.full(4, 2.0), []
@@ -279,7 +330,7 @@ def test_a_stream_carries_its_states_and_begins_again(cell_file):
         h = np.tanh(x @ a + h @ b)
         wanted.append(h @ c + 0.5 * one + 0.25 * two + 0.125 * normals(11, 1, (4,), n))
         one, two = x, one
-    with edgegen.load(cell_file, threads=1) as session, session.stream(seed=11) as stream:
+    with edgegen.load(cell_file, threads=1, runtime=runtime) as session, session.stream(seed=11) as stream:
         for _ in range(2):
             found = [stream.step(frame=x)[0] for x in FRAMES]
             np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
@@ -287,8 +338,8 @@ def test_a_stream_carries_its_states_and_begins_again(cell_file):
         assert session.report.program == "stream" and dict(session.report.nfe) == {"cell": 1}
 
 
-def test_streams_do_not_touch_each_other_and_survive_errors(cell_file):
-    with edgegen.load(cell_file, threads=1) as session:
+def test_streams_do_not_touch_each_other_and_survive_errors(cell_file, runtime):
+    with edgegen.load(cell_file, threads=1, runtime=runtime) as session:
         alone = session.stream(seed=1)
         wanted = [alone.step(frame=x) for x in FRAMES]
         first, second = session.stream(seed=1), session.stream(seed=2, batch=3)
@@ -299,8 +350,8 @@ def test_streams_do_not_touch_each_other_and_survive_errors(cell_file):
             np.testing.assert_array_equal(first.step(frame=x), expected)
 
 
-def test_programs_with_and_without_states_are_told_apart(cell_file):
-    with edgegen.load(cell_file, threads=1) as session:
+def test_programs_with_and_without_states_are_told_apart(cell_file, runtime):
+    with edgegen.load(cell_file, threads=1, runtime=runtime) as session:
         assert session.generate(seed=0).shape == (1, 4)
         with pytest.raises(RuntimeFault, match=r"runs as a stream: session.stream\('stream'\)") as e:
             session.generate(program="stream")
@@ -311,8 +362,8 @@ def test_programs_with_and_without_states_are_told_apart(cell_file):
         stream.step(frame=FRAMES[0])
 
 
-def test_a_stream_of_a_closed_session_is_an_error(cell_file):
-    session = edgegen.load(cell_file, threads=1)
+def test_a_stream_of_a_closed_session_is_an_error(cell_file, runtime):
+    session = edgegen.load(cell_file, threads=1, runtime=runtime)
     stream = session.stream()
     session.close()
     with pytest.raises(RuntimeFault, match="closed"):
@@ -326,16 +377,16 @@ def with_variants(path, *variants):
     return parse_bundle(bundle_bytes(replace(bundle.manifest, variants=made), {name: bundle.member(name) for name in bundle.table}))
 
 
-def test_a_provider_that_is_not_here_is_named_and_the_next_variant_runs(cell_file, caplog):
+def test_a_provider_that_is_not_here_is_named_and_the_next_variant_runs(cell_file, caplog, runtime):
     bundle = with_variants(cell_file, ("npu", ["QNN", "XNNPACK"]), ("cpu", []))
-    with open_session(bundle, threads=1) as session:
+    with open_session(bundle, threads=1, runtime=runtime) as session:
         assert session.variant.name == "cpu"
-    assert "variant npu: " in caplog.text and "needs the execution provider QNN" in caplog.text and "taking cpu" in caplog.text
-    with pytest.raises(RuntimeFault, match="needs the execution provider QNN, which ONNX Runtime .* here does not have; it has ") as e:
-        open_session(bundle, variant="npu")
+    assert "variant npu: " in caplog.text and "execution provider QNN" in caplog.text and "taking cpu" in caplog.text
+    with pytest.raises(RuntimeFault, match="execution provider QNN is needed, which ONNX Runtime .* here does not have; it has ") as e:
+        open_session(bundle, variant="npu", runtime=runtime)
     assert e.value.code == Status.PROVIDER_MISSING
     with pytest.raises(RuntimeFault, match="no variant of this bundle runs here: npu: .*; tpu: ") as e:
-        open_session(with_variants(cell_file, ("npu", ["QNN"]), ("tpu", ["TPU"])))
+        open_session(with_variants(cell_file, ("npu", ["QNN"]), ("tpu", ["TPU"])), runtime=runtime)
     assert e.value.code == Status.NO_VARIANT
 
 

@@ -57,7 +57,7 @@ def _providers(onnxruntime: Any, wanted: Sequence[Provider], what: str) -> list[
     for provider in wanted:
         if provider.name.lower() not in long:
             raise RuntimeFault(
-                f"{what}: needs the execution provider {provider.name}, which ONNX Runtime {onnxruntime.__version__} here does not have; "
+                f"{what}: the execution provider {provider.name} is needed, which ONNX Runtime {onnxruntime.__version__} here does not have; "
                 f"it has {', '.join(sorted(long.values()))}",
                 Status.PROVIDER_MISSING,
             )

@@ -58,7 +58,7 @@ const char *read_npy(const char *path, eg_tensor *tensor) {
     }
   }
   for (uint32_t i = 0; fault == NULL && i < tensor->rank; ++i) {
-    if (tensor->shape[i] != 0 && count > ((size_t)1 << 40) / (size_t)tensor->shape[i]) fault = "is too large";
+    if (tensor->shape[i] != 0 && count > SIZE_MAX / 16 / (size_t)tensor->shape[i]) fault = "is too large";
     count *= (size_t)tensor->shape[i];
   }
   if (fault == NULL) {

@@ -112,7 +112,7 @@ class OrtCalls final : public Calls {
 
 class OrtEngine final : public Engine {
  public:
-  OrtEngine(Memory &memory, const Bundle &bundle, const Variant &variant, uint32_t threads, const OrtLibrary &library)
+  OrtEngine(Memory &memory, const Bundle &bundle, const Variant &variant, const Vec<Network> &networks, uint32_t threads, const OrtLibrary &library)
       : memory(memory), manifest(bundle.manifest()), library(library), api(library.api), environment(api->ReleaseEnv), cpu(api->ReleaseMemoryInfo), texts(memory), names(&memory),
         weights_(&memory), copies_(&memory), sessions(&memory) {
     const Checked check(api, "the engine");
@@ -121,7 +121,7 @@ class OrtEngine final : public Engine {
     std::snprintf(description_, sizeof description_, "ONNX Runtime %.40s, %s", library.version, library.path);
     for (const TensorSpec &t : manifest.tensors) names.push_back(texts.keep(t.name));
     sessions.reserve(manifest.components.size());
-    for (const Component &c : manifest.components) open(bundle, variant, c, threads);
+    for (size_t i = 0; i < manifest.components.size(); ++i) open(bundle, variant, manifest.components[i], networks[i], threads);
   }
   void destroy() noexcept override { memory.destroy(this); }
   Calls *make_calls() override { return memory.make<OrtCalls>(memory, *this); }
@@ -144,7 +144,7 @@ class OrtEngine final : public Engine {
   Vec<Held<OrtSession>> sessions;  // by component
 
  private:
-  void open(const Bundle &bundle, const Variant &variant, const Component &component, uint32_t threads);
+  void open(const Bundle &bundle, const Variant &variant, const Component &component, const Network &network, uint32_t threads);
   void add_providers(const Variant &variant, OrtSessionOptions *options);
   void add_provider(View name, const char *const *keys, const char *const *values, size_t count, OrtSessionOptions *options);
   void add_weights(const Network &network, View weights, OrtSessionOptions *options);
@@ -152,13 +152,8 @@ class OrtEngine final : public Engine {
   char description_[320];
 };
 
-void OrtEngine::open(const Bundle &bundle, const Variant &variant, const Component &component, uint32_t threads) {
+void OrtEngine::open(const Bundle &bundle, const Variant &variant, const Component &component, const Network &network, uint32_t threads) {
   const View model = bundle.member(member_of(variant.components, component.name));
-  const View weights_name = member_of(variant.weights, component.name);
-  const View weights = weights_name.empty() ? View() : bundle.member(weights_name);
-  Network network(memory);
-  check_network(memory, model, manifest, component, weights_name, weights.size(), &network);
-
   char what[100];
   std::snprintf(what, sizeof what, "component '%.*s'", EG_SHOW(component.name));
   const Checked check(api, what);
@@ -168,7 +163,7 @@ void OrtEngine::open(const Bundle &bundle, const Variant &variant, const Compone
   check(api->SetInterOpNumThreads(options.get(), 1));
   check(api->SetSessionLogSeverityLevel(options.get(), ORT_LOGGING_LEVEL_ERROR));
   add_providers(variant, options.get());
-  add_weights(network, weights, options.get());
+  add_weights(network, bundle.member(member_of(variant.weights, component.name)), options.get());
   sessions.emplace_back(api->ReleaseSession);
   const std::lock_guard<std::mutex> lock(construction);
   check(api->CreateSessionFromArray(environment.get(), model.data(), model.size(), options.get(), sessions.back().out()));
@@ -332,7 +327,13 @@ void OrtCalls::go() {
 }  // namespace
 
 Engine *open_onnxruntime(Memory &memory, const Bundle &bundle, const Variant &variant, uint32_t threads, const char *path) {
-  return memory.make<OrtEngine>(memory, bundle, variant, threads, load_onnxruntime(path));
+  Vec<Network> networks(&memory);  // checked before the engine is even loaded
+  for (const Component &c : bundle.manifest().components) {
+    const View weights = member_of(variant.weights, c.name);
+    networks.emplace_back(memory);
+    check_network(memory, bundle.member(member_of(variant.components, c.name)), bundle.manifest(), c, weights, bundle.member(weights).size(), &networks.back());
+  }
+  return memory.make<OrtEngine>(memory, bundle, variant, networks, threads, load_onnxruntime(path));
 }
 
 }  // namespace eg
