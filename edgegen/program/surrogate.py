@@ -32,7 +32,7 @@ def surrogate(signature: Signature) -> Network:
             tail = tuple(int(n) for n in output.shape[1:])
             total: npt.NDArray[Any] | None = None
             for k, spec in enumerate(signature.inputs):
-                value = arrays[spec.name]
+                value = arrays[spec.name].astype(spec.dtype)
                 row = value.reshape(rows, -1) if value.ndim else np.full((rows, 1), value)
                 term = _squashed(np.resize(row.T, (math.prod(tail), rows)).T) * np.float32(2.0**-k)
                 total = term if total is None else total + term

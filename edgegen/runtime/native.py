@@ -87,6 +87,7 @@ class Library:
             "eg_generate": (ctypes.c_int32, [handle, options, ctypes.c_void_p, ctypes.c_size_t]),
             "eg_stream_step": (ctypes.c_int32, [handle, options, ctypes.c_void_p, ctypes.c_size_t]),
             "eg_stream_reset": (ctypes.c_int32, [handle]),
+            "eg_cancel": (None, [handle]),
             "eg_session_component_report": (
                 ctypes.c_int32, [handle, ctypes.c_uint32, ctypes.POINTER(ctypes.c_uint32), ctypes.POINTER(ctypes.c_double)],
             ),

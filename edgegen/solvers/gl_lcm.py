@@ -31,6 +31,10 @@ def gl_lcm(
     if prediction.kind != "epsilon" or prediction.limited or prediction.mix:
         raise ProgramError(f"gl_lcm needs a network of epsilon, without clip or threshold; found {prediction.kind!r}", Status.OUT_OF_RANGE)
     p = Lowering("gl_lcm", process, prediction, grid)
+    if any(node.alpha == 0.0 for node in p.nodes):
+        raise ProgramError(
+            "gl_lcm estimates x0 by dividing by alpha, which is 0 at a time of this grid; use a process as vp_betas", Status.OUT_OF_RANGE
+        )
     conditions = p.condition("global_condition"), p.condition("local_condition")
     mask = p.condition("mask") if fuse else None
     states = (p.x, p.x)

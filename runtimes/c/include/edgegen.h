@@ -371,13 +371,18 @@ EG_API eg_status eg_stream_step(eg_session *session, const eg_run_options *optio
 /* Begin again: the next eg_stream_step is the first of a new stream. */
 EG_API eg_status eg_stream_reset(eg_session *session);
 
-/* Stop the run that is going on in the session, if one is: it returns EG_CANCELLED after the instruction, or the part of a network, that it is in.
- * From any thread; returns at once. NULL is allowed. */
+/* Stop the run that is going on in the session, if one is: it returns EG_CANCELLED after the instruction, or the part of a network, that it is in. A run
+ * goes on from the moment that eg_generate, eg_stream_step or eg_self_test is called until it returns; at other times nothing happens. From any thread;
+ * returns at once. NULL is allowed. */
 EG_API void eg_cancel(eg_session *session);
 
 /* An output of the last run, by name ("sample" is always one), as float32. elements: of `data`, exactly as many as there are.
  * Returns EG_BAD_STATE if the last run failed or there was none, EG_UNKNOWN_NAME, EG_BAD_SHAPE. */
 EG_API eg_status eg_get(eg_session *session, const char *name, float *data, size_t elements);
+
+/* Output number `index` of the last run, for eg_get: its name, and its shape with the batch in front. Returns EG_BAD_STATE if the last run failed or there
+ * was none, EG_OUT_OF_RANGE behind the last output. */
+EG_API eg_status eg_output_describe(const eg_session *session, uint32_t index, eg_tensor_info *info);
 
 /* Figures of the last run. Returns EG_BAD_STATE if it failed or there was none. */
 typedef struct eg_report {
@@ -387,8 +392,10 @@ typedef struct eg_report {
   double network_seconds; /* spent in networks */
   const char *program;
   const char *variant;
+  uint32_t batch; /* samples that it made */
+  uint32_t reserved;
 } eg_report;
-#define EG_REPORT_INIT {sizeof(eg_report), 0, 0.0, 0.0, NULL, NULL}
+#define EG_REPORT_INIT {sizeof(eg_report), 0, 0.0, 0.0, NULL, NULL, 0, 0}
 EG_API eg_status eg_session_report(const eg_session *session, eg_report *report);
 
 /* Of one component (by its index in the model) in the last run: evaluations and seconds. */

@@ -120,6 +120,8 @@ FROZEN(eg_report, seconds, 8);
 FROZEN(eg_report, network_seconds, 16);
 FROZEN(eg_report, program, 24);
 FROZEN(eg_report, variant, 24 + P);
+FROZEN(eg_report, batch, 24 + 2 * P);
+FROZEN(eg_report, reserved, 28 + 2 * P);
 
 FROZEN(eg_golden, passed, 4);
 FROZEN(eg_golden, program, 8);

@@ -288,13 +288,15 @@ eg_status eg_session_create(eg_model *model, const eg_session_options *options, 
   return guarded(message, [&] {
     need(model != nullptr && session != nullptr, "eg_session_create: a model and a place for the session are needed");
     *session = model->memory.make<eg_session>(*model, session_options(options));
+    model->retain();
   });
 }
 
 void eg_session_destroy(eg_session *session) {
   if (session == nullptr) return;
-  eg::Memory memory = session->model.memory;  // the model may go with its last session
-  memory.destroy(session);
+  eg_model &model = session->model;
+  model.memory.destroy(session);
+  model.release();  // which may be the last of it
 }
 
 eg_status eg_session_memory(eg_model *model, const eg_session_options *options, const char *program, uint64_t *bytes) {
@@ -372,6 +374,15 @@ eg_status eg_get(eg_session *session, const char *name, float *data, size_t elem
   });
 }
 
+eg_status eg_output_describe(const eg_session *session, uint32_t index, eg_tensor_info *info) {
+  if (session == nullptr || info == nullptr) return EG_BAD_ARGUMENT;
+  return guarded(nullptr, 0, [&] {
+    eg_tensor_info made{};
+    session->describe_output(index, &made);
+    write_struct(info, made, "eg_tensor_info");
+  });
+}
+
 eg_status eg_session_report(const eg_session *session, eg_report *report) {
   if (session == nullptr || report == nullptr) return EG_BAD_ARGUMENT;
   if (session->last == nullptr) return EG_BAD_STATE;
@@ -384,6 +395,7 @@ eg_status eg_session_report(const eg_session *session, eg_report *report) {
     made.seconds = session->last_seconds;
     made.program = session->model.texts.programs[session->last_program];
     made.variant = session->model.texts.variants[session->variant].name;
+    made.batch = session->last->batch();
     write_struct(report, made, "eg_report");
   });
 }

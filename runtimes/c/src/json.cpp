@@ -82,7 +82,7 @@ class Scanner {
         if (expected == '}') key();
         value_follows = true;
       } else {
-        EG_CHECK(c == expected, EG_BAD_MANIFEST, "not JSON: expected ',' or '%c' at byte %zu", expected, at_ - 1);
+        EG_CHECK(c == expected, EG_BAD_MANIFEST, "not JSON, or a number that is no integer: expected ',' or '%c' at byte %zu", expected, at_ - 1);
         --depth_;
       }
     }
@@ -217,8 +217,6 @@ class Scanner {
       magnitude = magnitude * 10 + static_cast<uint64_t>(peek() - '0');
       ++at_;
     } while (!zero && is_digit(peek()));
-    const char c = peek();
-    EG_CHECK(c != '.' && c != 'e' && c != 'E', EG_BAD_MANIFEST, "JSON number with a fraction or an exponent, at byte %zu", begin);
     const uint64_t most = static_cast<uint64_t>(INT64_MAX) + (negative ? 1 : 0);
     EG_CHECK(fits && magnitude <= most, EG_BAD_MANIFEST, "JSON integer at byte %zu does not fit 64 bits", begin);
     if (negative && zero) canonical_ = false;
@@ -276,6 +274,8 @@ int64_t Json::integer() const {
   for (const char c : text_.substr(negative ? 1 : 0)) magnitude = magnitude * 10 + static_cast<uint64_t>(c - '0');
   return static_cast<int64_t>(negative ? 0 - magnitude : magnitude);
 }
+
+View Json::string() const { return kind() == Kind::string ? text_.substr(1, text_.size() - 2) : View(); }
 
 size_t Json::count() const {
   size_t items = 0;

@@ -23,7 +23,7 @@ class Json {
   Kind kind() const;
   View text() const { return text_; }
 
-  View string() const { return text_.substr(1, text_.size() - 2); }  // as written: with \" and \\ for quotes and backslashes
+  View string() const;  // as written: with \" and \\ for quotes and backslashes; empty if the value is none
   int64_t integer() const;
   size_t count() const;  // of an object's pairs or an array's items
 

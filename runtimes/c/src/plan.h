@@ -49,6 +49,7 @@ class Plan {
 
   size_t bytes() const { return bytes_; }
   uint32_t batch() const { return batch_; }
+  const Program &program() const { return program_; }
 
   // Fill the noise inputs from the caller's normals, or the seed's where it is NULL.
   void start(const float *noise, const RunContext &context);

@@ -239,18 +239,17 @@ class Reader {
       if (i.key == component.string()) slot = static_cast<int>(at);
     }
     CHECK_RULE(slot >= 0, "P10", "nfe does not count the component");
-    CHECK_RULE(inputs.count() > 0 && outputs.count() > 0, "P4", "it needs at least one input and one output");
     First &first = first_[slot];
     if (counted_[slot] == 0) meet(first, inputs, outputs, component.string());
     CHECK_RULE(same_keys(first.inputs, inputs) && same_keys(first.outputs, outputs), "P5", "the component was used with other inputs or outputs before");
 
     size_t branches = 0, registers = 0;
     for (Items i(outputs); i.next();) {
-      EG_CHECK(i.value.kind() == Kind::array, EG_BAD_PROGRAM, "EVAL: output '%.*s' is not a list of registers", EG_SHOW(i.key));
-      if (branches == 0) branches = i.value.count();
+      const size_t targets = list_size(i.value);
+      if (branches == 0) branches = targets;
       CHECK_RULE(is_name(i.key), "P1", "a component tensor's name is none");
       CHECK_RULE(branches >= 1 && branches <= kMaxBranches, "P4", "expected 1 .. 16 branches");
-      CHECK_RULE(i.value.count() == branches, "P4", "an output has another number of registers than there are branches");
+      CHECK_RULE(targets == branches, "P4", "an output has another number of registers than there are branches");
       registers += branches;
       CHECK_RULE(registers <= kMaxOperands, "P4", "more than 1024 registers");
     }
@@ -268,9 +267,8 @@ class Reader {
     size_t operands = 0, key = 0;
     bool reads = false;
     for (Items i(inputs); i.next(); ++key) {
-      EG_CHECK(i.value.kind() == Kind::array, EG_BAD_PROGRAM, "EVAL: input '%.*s' is not a list of operands", EG_SHOW(i.key));
       CHECK_RULE(is_name(i.key), "P1", "a component tensor's name is none");
-      CHECK_RULE(i.value.count() == branches, "P4", "an input has another number of operands than there are branches");
+      CHECK_RULE(list_size(i.value) == branches, "P4", "an input has another number of operands than there are branches");
       operands += branches;
       CHECK_RULE(operands <= kMaxOperands, "P4", "more than 1024 operands");
       const TensorSpec *input = nullptr;
@@ -299,7 +297,6 @@ class Reader {
         pools_.output_index.push_back(static_cast<uint16_t>(index - declared->inputs));
       }
       for (Items r(i.value); r.next();) {
-        EG_CHECK(r.value.kind() == Kind::string, EG_BAD_PROGRAM, "EVAL: output '%.*s' is not a list of registers", EG_SHOW(i.key));
         const Reg target = write(r.value);
         Register &reg = registers_.list[target];
         CHECK_RULE(reg.stamp != stamp_, "P4", "it writes one register twice");
@@ -342,6 +339,9 @@ class Reader {
       tensor_places_.push_back(static_cast<uint16_t>(place));
     }
   }
+
+  // How many items a list has; 0 for what is none, as for an empty one.
+  static size_t list_size(Json value) { return value.kind() == Kind::array ? value.count() : 0; }
 
   static bool same_keys(Json a, Json b) {
     Items i(a), k(b);
@@ -410,7 +410,6 @@ class Reader {
       Json part[3];
       size_t at = 0;
       for (Items p(i.value); p.next(); ++at) {
-        EG_CHECK(p.value.kind() == Kind::string, EG_BAD_PROGRAM, "%s: a part of a term is not a string", kOps[static_cast<size_t>(i_.op)]);
         part[at] = p.value;
       }
       CHECK_RULE(i_.count < kMaxTerms, scalars ? "P17" : "P6", "more than 16 terms");
@@ -482,7 +481,6 @@ class Reader {
     i_.first = static_cast<uint32_t>(pools_.constants.size());
     for (const Json list : {scale, shift}) {
       for (Items c(list); c.next();) {
-        EG_CHECK(c.value.kind() == Kind::string, EG_BAD_PROGRAM, "MULADD: expected a list of hexadecimal floats");
         const float constant = number(c.value);
         if (kept_ != nullptr && fitting_) pools_.constants.push_back(constant);
       }
@@ -496,7 +494,6 @@ class Reader {
     fields(value, {{"op", Kind::string, &op}, {"out", Kind::string, &out}, {"parts", Kind::array, &parts}});
     i_.first = static_cast<uint32_t>(pools_.terms.size());
     for (Items i(parts); i.next(); ++i_.count) {
-      EG_CHECK(i.value.kind() == Kind::string, EG_BAD_PROGRAM, "CONCAT: parts is not a list of registers");
       CHECK_RULE(i_.count < kMaxTerms, "P13", "more than 16 parts");
       pools_.terms.push_back({0.0f, read(i.value), kNoReg});
     }
@@ -570,7 +567,6 @@ class Reader {
   void read_ends() {
     for (Items i(outputs_); i.next();) {
       CHECK_PART(is_name(i.key), "P1", "an output's name is none");
-      EG_CHECK(i.value.kind() == Kind::string, EG_BAD_PROGRAM, "program '%.*s': an output is not a register", EG_SHOW(name_));
       CHECK_PART(tensor(i.value.string()) != kNoReg, "P2", "an output reads a tensor that nothing writes");
     }
     if (states_.exists()) {
@@ -578,8 +574,7 @@ class Reader {
     }
     size_t slot = 0;
     for (Items i(nfe_); i.next(); ++slot) {
-      EG_CHECK(i.value.kind() == Kind::integer, EG_BAD_PROGRAM, "program '%.*s': nfe is not a number", EG_SHOW(name_));
-      CHECK_PART(i.value.integer() >= 1 && static_cast<uint64_t>(i.value.integer()) == counted_[slot], "P10", "nfe is not what the instructions evaluate");
+      CHECK_PART(i.value.kind() == Kind::integer && i.value.integer() >= 1 && static_cast<uint64_t>(i.value.integer()) == counted_[slot], "P10", "nfe is not what the instructions evaluate");
       facts_.evaluations += static_cast<uint32_t>(counted_[slot]);
     }
     int64_t last = 0;
@@ -629,7 +624,7 @@ class Reader {
       sample = sample || i.key == "sample";
       const Reg reg = registers_.find(i.value.string());
       CHECK_WHOLE(dtype_of(registers_.list[reg]) == EG_FLOAT32, "an output is not float32");
-      if (kept_ != nullptr) kept_->outputs.push_back({i.key, reg});
+      if (kept_ != nullptr) kept_->outputs.push_back({i.key, reg, Shape(), kept_->texts.keep(i.key)});
     }
     CHECK_WHOLE(sample, "it has no output 'sample'");
     if (states_.exists()) {
@@ -737,7 +732,9 @@ class Reader {
     }
     const Register &sample = registers_.list[registers_.find(member_of(outputs_, "sample"))];
     CHECK_WHOLE(sample.shape == manifest_.sample, "it makes a sample of another shape than the manifest says");
-    if (kept_ != nullptr) kept_->registers.assign(registers_.list.begin(), registers_.list.end());
+    if (kept_ == nullptr) return;
+    kept_->registers.assign(registers_.list.begin(), registers_.list.end());
+    for (ProgramOutput &output : kept_->outputs) output.shape = registers_.list[output.reg].shape;
   }
 
   const Manifest &manifest_;

@@ -77,11 +77,13 @@ struct StepMark {
 struct ProgramOutput {
   View name;
   Reg reg;
+  Shape shape;       // without the batch
+  const char *text;  // the name, for C
 };
 
 struct Program {
   explicit Program(Memory &memory)
-      : registers(&memory), instructions(&memory), shapes(&memory), pools(memory), inputs(&memory), states(&memory), outputs(&memory), steps(&memory) {}
+      : registers(&memory), instructions(&memory), shapes(&memory), pools(memory), inputs(&memory), states(&memory), outputs(&memory), steps(&memory), texts(memory) {}
 
   Vec<Register> registers;
   Vec<Instruction> instructions;
@@ -91,6 +93,7 @@ struct Program {
   Vec<ProgramState> states;
   Vec<ProgramOutput> outputs;
   Vec<StepMark> steps;
+  Texts texts;
 };
 
 // Check a program's text: JSON (as check_json), keys and rules (BAD_PROGRAM), and that it fits the manifest (INCONSISTENT).

@@ -71,26 +71,27 @@ void write_shape(const int64_t *sizes, uint32_t rank, char *text, size_t room) {
   if (at < room) std::snprintf(text + at, room - at, "]");
 }
 
-// Marks a session's run as going on, so that it can be cancelled.
-class Running {
+}  // namespace
+
+// From here on a run can be cancelled, its plan being made or not.
+class eg_session::Running {
  public:
-  Running(std::atomic<eg::Calls *> &running, std::mutex &mutex, eg::Calls &calls) : running_(running), mutex_(mutex) {
-    calls.go();
-    running_.store(&calls);
+  explicit Running(eg_session &session) : session_(session) {
+    const std::lock_guard<std::mutex> lock(session_.cancel_mutex_);
+    session_.cancelled_.store(0);
+    session_.running_ = true;
   }
   ~Running() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    running_.store(nullptr);
+    const std::lock_guard<std::mutex> lock(session_.cancel_mutex_);
+    session_.running_ = false;
+    session_.calls_ = nullptr;
   }
   Running(const Running &) = delete;
   Running &operator=(const Running &) = delete;
 
  private:
-  std::atomic<eg::Calls *> &running_;
-  std::mutex &mutex_;
+  eg_session &session_;
 };
-
-}  // namespace
 
 eg_session::eg_session(eg_model &owner, const eg::SessionOptions &options)
     : model(owner), batch(options.batch), values_block_(owner.memory), values_(&owner.memory), settings_(&owner.memory), programs_(&owner.memory), plans_(&owner.memory) {
@@ -111,15 +112,9 @@ eg_session::eg_session(eg_model &owner, const eg::SessionOptions &options)
   }
   programs_.resize(m.programs.size(), nullptr);
   choose_variant(options);
-  model.retain();
 }
 
 eg_session::~eg_session() {
-  release();
-  model.release();
-}
-
-void eg_session::release() noexcept {
   for (const Ready &r : plans_) model.memory.destroy(r.plan);
   for (eg::Program *p : programs_) model.memory.destroy(p);
   if (owns_engine_) {
@@ -328,13 +323,11 @@ void eg_session::check_sample(const float *sample, size_t elements, uint32_t cou
 void eg_session::run(eg::Plan &plan, uint32_t program, eg::RunContext context, const float *noise, float *sample) {
   const double began = now();
   last = nullptr;
-  cancelled_.store(0);
   context.cancelled = &cancelled_;
-  {
-    const Running running(running_, cancel_mutex_, plan.calls());
-    plan.start(noise, context);
-    plan.run(context);
-  }
+  plan.calls().go();
+  attach(&plan.calls());
+  plan.start(noise, context);
+  plan.run(context);
   if (sample != nullptr) {
     size_t elements = 0;
     const float *made = plan.output("sample", &elements);
@@ -345,7 +338,13 @@ void eg_session::run(eg::Plan &plan, uint32_t program, eg::RunContext context, c
   last_seconds = now() - began;
 }
 
+void eg_session::attach(eg::Calls *calls) {
+  const std::lock_guard<std::mutex> lock(cancel_mutex_);
+  calls_ = calls;
+}
+
 void eg_session::generate(const eg::RunOptions &options, float *sample, size_t elements) {
+  const Running running(*this);
   const uint32_t program = pick(options);
   const eg::ProgramEntry &entry = model.bundle.manifest().programs[program];
   if (model.bundle.facts(program).states > 0) fail(EG_BAD_STATE, "program '%.*s' has states, so it runs as a stream: eg_stream_step", EG_SHOW(entry.name));
@@ -362,6 +361,7 @@ void eg_session::generate(const eg::RunOptions &options, float *sample, size_t e
 }
 
 void eg_session::stream_step(const eg::RunOptions &options, float *sample, size_t elements) {
+  const Running running(*this);
   const eg::Manifest &m = model.bundle.manifest();
   Stream next = stream_;
   if (!next.running) {
@@ -406,7 +406,20 @@ void eg_session::get(const char *name, float *data, size_t elements) {
   std::memcpy(data, found, elements * sizeof(float));
 }
 
+void eg_session::describe_output(uint32_t index, eg_tensor_info *info) const {
+  if (last == nullptr) fail(EG_BAD_STATE, "this session has not run, or its last run failed");
+  const eg::Program &program = last->program();
+  if (index >= program.outputs.size()) fail(EG_OUT_OF_RANGE, "output %u of %zu", index, program.outputs.size());
+  const eg::ProgramOutput &output = program.outputs[index];
+  info->dtype = EG_FLOAT32;
+  info->name = output.text;
+  info->rank = output.shape.rank + 1;
+  info->shape[0] = last->batch();
+  for (uint32_t i = 0; i < output.shape.rank; ++i) info->shape[i + 1] = output.shape.size[i];
+}
+
 void eg_session::self_test(uint32_t index, eg_golden *golden) {
+  const Running running(*this);
   const eg::Bundle &bundle = model.bundle;
   const eg::Manifest &m = bundle.manifest();
   const eg::Variant &v = m.variants[variant];
@@ -456,10 +469,9 @@ void eg_session::self_test(uint32_t index, eg_golden *golden) {
 
 void eg_session::cancel() noexcept {
   const std::lock_guard<std::mutex> lock(cancel_mutex_);
-  eg::Calls *calls = running_.load();
-  if (calls == nullptr) return;
+  if (!running_) return;
   cancelled_.store(1);
-  calls->stop();
+  if (calls_ != nullptr) calls_->stop();
 }
 
 namespace eg {

@@ -37,6 +37,7 @@ struct eg_session {
   void stream_step(const eg::RunOptions &options, float *sample, size_t elements);
   void stream_reset() { stream_.running = false; }
   void get(const char *name, float *data, size_t elements);
+  void describe_output(uint32_t index, eg_tensor_info *info) const;
   void self_test(uint32_t index, eg_golden *golden);
   void cancel() noexcept;
 
@@ -83,7 +84,10 @@ struct eg_session {
   void check_conditions(uint32_t program, uint32_t batch) const;
   void check_sample(const float *sample, size_t elements, uint32_t batch) const;
   void run(eg::Plan &plan, uint32_t program, eg::RunContext context, const float *noise, float *sample);
-  void release() noexcept;
+  void attach(eg::Calls *calls);
+
+  class Running;
+  friend class Running;
 
   bool owns_engine_ = false;
   eg::Block values_block_;
@@ -93,8 +97,9 @@ struct eg_session {
   eg::Vec<Ready> plans_;
   Stream stream_;
   std::atomic<int> cancelled_{0};
-  std::atomic<eg::Calls *> running_{nullptr};
-  std::mutex cancel_mutex_;  // a run's calls are not destroyed while they are told to stop
+  std::mutex cancel_mutex_;  // for the two below
+  bool running_ = false;
+  eg::Calls *calls_ = nullptr;  // of the run that goes on, once its plan is ready
 };
 
 namespace eg {
