@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgegen.bundle import Bundle, bundle_bytes, open_bundle
 
-__all__ = ["NETWORKS", "QUANTIZED", "with_network"]
+__all__ = ["ENCODINGS", "NETWORKS", "QUANTIZED", "with_encoding", "with_network"]
 
 
 def with_network(path, change: Callable[[onnx.ModelProto], object]) -> bytes:
@@ -18,7 +18,14 @@ def with_network(path, change: Callable[[onnx.ModelProto], object]) -> bytes:
     bundle: Bundle = open_bundle(path)
     model = onnx.load_model_from_string(bundle.member("denoiser.float32.onnx"))
     change(model)
-    members = {name: bundle.member(name) for name in bundle.table} | {"denoiser.float32.onnx": model.SerializeToString()}
+    return with_encoding(path, lambda m: m.SerializeToString(), model)
+
+
+def with_encoding(path, encode: Callable[[onnx.ModelProto], bytes], model: onnx.ModelProto | None = None) -> bytes:
+    """The same with the model's bytes written by `encode`."""
+    bundle: Bundle = open_bundle(path)
+    model = model or onnx.load_model_from_string(bundle.member("denoiser.float32.onnx"))
+    members = {name: bundle.member(name) for name in bundle.table} | {"denoiser.float32.onnx": encode(model)}
     return bundle_bytes(bundle.manifest, members)
 
 
@@ -110,10 +117,25 @@ def bits(change=lambda fields: None, **tensors):
         for name, item in made.items():
             if item is not None:
                 model.graph.initializer.append(numpy_helper.from_array(item, f"q.{name}"))
-        inputs = ["q.x", *(f"q.{n}" if made[n] is not None else "" for n in ("B", "scales", "zeros")), "", "q.bias"]
+        inputs = [
+            "q.x",
+            *(f"q.{n}" if made[n] is not None else "" for n in ("B", "scales", "zeros")),
+            "",
+            "q.bias" if made["bias"] is not None else "",
+        ]
         model.graph.node.append(helper.make_node("MatMulNBits", inputs, ["q.y"], domain="com.microsoft", **fields))
 
     return build
+
+
+def many(**changes):
+    return lambda fields: fields.update(changes)
+
+
+def nothing_outside(model):
+    tensor = model.graph.initializer.add(name="nothing", data_type=TensorProto.FLOAT, dims=[0])
+    external(model, "denoiser.float32.weights", tensor)
+    tensor.external_data[2].value = "none"
 
 
 def permuted(model):
@@ -171,6 +193,8 @@ NETWORKS = {
     "constant with a huge shape": (lambda m: named(m, "b1").dims.extend([2**40, 2**40]), "bytes for shape"),
     "constant with a shape that wraps": (lambda m: (named(m, "b1").ClearField("dims"), named(m, "b1").dims.extend([2**62 + 32, 4])), "bytes for shape"),
     "constant with a negative size": (lambda m: named(m, "b1").dims.insert(0, -1), "has the shape"),
+    "constant with a negative size and none": (lambda m: (named(m, "b1").ClearField("raw_data"), named(m, "b1").ClearField("dims"), named(m, "b1").dims.extend([-1, 0])), "has the shape"),
+    "external, of no bytes, its length no number": (nothing_outside, "decimal numbers"),
     "constant as a list": (listed, "list of numbers"),
     "constant with a list beside": (lambda m: named(m, "b1").int64_data.append(1), "list of numbers"),
     "constant of a segment": (lambda m: setattr(named(m, "b1").segment, "begin", 0), "list of numbers"),
@@ -195,6 +219,7 @@ NETWORKS = {
     "input renamed": (lambda m: setattr(m.graph.input[0], "name", "y"), "its inputs are"),
     "input missing": (lambda m: m.graph.input.pop(), "its inputs are"),
     "input twice": (lambda m: m.graph.input.add().CopyFrom(m.graph.input[0]), "its inputs are"),
+    "input twice in place of another": (lambda m: m.graph.input[2].CopyFrom(m.graph.input[0]), "its inputs are"),
     "output renamed": (lambda m: setattr(m.graph.output[0], "name", "y"), "its outputs are"),
     "output too many": (lambda m: m.graph.output.add().CopyFrom(m.graph.input[0]), "its outputs are"),
     "input of another dtype": (set_in(value("input"), "elem_type", 11), "expected x: float32"),
@@ -204,6 +229,9 @@ NETWORKS = {
     "input of another rank": (lambda m: m.graph.input[0].type.tensor_type.shape.dim.add(dim_value=1), "expected x: float32"),
     "input with a fixed batch": (set_in(dim("input", 0), "dim_value", 2), "expected x: float32"),
     "output of another size": (set_in(dim("output", 3), "dim_value", 9), "expected prediction: float32"),
+    "MatMulNBits, N that wraps around": (bits(many(N=2**62 + 3, K=128), B=np.zeros(192, np.uint8), scales=np.ones(12, np.float32), zeros=None, bias=None), "MatMulNBits"),
+    "MatMulNBits, K that wraps around": (bits(many(N=64, K=2**62 + 16, block_size=16), B=np.zeros(512, np.uint8), scales=np.ones(64, np.float32), zeros=None, bias=None), "MatMulNBits"),
+    "MatMulNBits, 3 bits with weights that fit": (bits(field_of("bits", 3), B=np.zeros(72, np.uint8), zeros=None), "MatMulNBits"),
     "MatMulNBits, K too large": (bits(field_of("K", 4096)), "MatMulNBits"),
     "MatMulNBits, K 0": (bits(field_of("K", 0)), "MatMulNBits"),
     "MatMulNBits, K of 2^62": (bits(field_of("K", 2**62)), "MatMulNBits"),
@@ -226,3 +254,62 @@ NETWORKS = {
     "MatMulNBits, two inputs": (with_inputs("q.x", "q.B"), "MatMulNBits"),
     "MatMulNBits, seven inputs": (with_inputs("q.x", "q.B", "q.scales", "", "", "", "q.x"), "MatMulNBits"),
 }  # fmt: skip
+
+
+def varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def field(number: int, payload: bytes | int, wire: int | None = None) -> bytes:
+    """A protobuf field: a number as a varint, bytes with their length."""
+    if isinstance(payload, int):
+        return varint(number << 3 | (wire or 0)) + varint(payload)
+    return varint(number << 3 | (2 if wire is None else wire)) + (varint(len(payload)) if wire is None else b"") + payload
+
+
+def whole(model, *, graph=b"", more=b""):
+    """The model with bytes added to its graph and behind it."""
+    inner = model.graph.SerializeToString() + graph
+    light = onnx.ModelProto()
+    light.CopyFrom(model)
+    light.ClearField("graph")
+    return light.SerializeToString() + field(7, inner) + more
+
+
+def constant(*, dims: bytes = field(1, 2), name=b"added", data=bytes(8), more=b"") -> bytes:
+    return field(5, dims + field(2, 1) + field(8, name) + field(9, data) + more)
+
+
+ENCODINGS = {
+    "an unknown field of the model": lambda m: whole(m, more=field(60, 1)),
+    "a field number above 63": lambda m: whole(m, more=field(1000, 1)),
+    "a second graph": lambda m: whole(m, more=field(7, b"")),
+    "an unknown field of the graph": lambda m: whole(m, graph=field(30, b"")),
+    "bytes of a wire type that is not used": lambda m: whole(m, more=varint(6 << 3 | 3) + varint(1) + b"x"),
+    "a length that leads back": lambda m: whole(m, more=field(6, b"") + varint(6 << 3 | 2) + varint(2**64 - 13)),
+    "a domain that is a number": lambda m: whole(m, graph=field(1, field(7, 5) + field(4, b"Relu"))),
+    "a data type that is bytes behind a number": lambda m: whole(
+        m, graph=field(5, field(1, 2) + field(2, b"\1") + field(8, b"added") + field(9, bytes(2)))
+    ),
+    "a group": lambda m: whole(m, more=varint(5 << 3 | 3) + varint(5 << 3 | 4)),
+    "a tag that is cut": lambda m: whole(m, more=b"\xba"),
+    "a varint of eleven bytes": lambda m: whole(m, more=field(5, 0)[:1] + b"\xff" * 10 + b"\1"),
+    "a length behind the end": lambda m: whole(m, more=varint(6 << 3 | 2) + varint(100) + b"x"),
+    "a length of 2^63": lambda m: whole(m, more=varint(6 << 3 | 2) + varint(2**63) + b"x"),
+    "eight bytes that are cut": lambda m: whole(m, more=field(5, bytes(7), 1)),
+    "four bytes that are cut": lambda m: whole(m, more=field(5, bytes(3), 5)),
+    "a graph that is a number": lambda m: whole(m).replace(whole(m), field(1, 10) + field(8, b"") + field(7, 1)),
+    "a data type that is bytes": lambda m: whole(m, graph=field(5, field(1, 2) + field(2, b"\1") + field(8, b"added") + field(9, bytes(8)))),
+    "a name twice": lambda m: whole(m, graph=constant(more=field(8, b"again"))),
+    "bytes twice": lambda m: whole(m, graph=constant(more=field(9, bytes(8)))),
+    "packed sizes that are cut": lambda m: whole(m, graph=constant(dims=field(1, b"\2\x81"), data=bytes(8))),
+    "packed sizes of eleven bytes": lambda m: whole(m, graph=constant(dims=field(1, b"\x82" + b"\x80" * 10 + b"\0"), data=bytes(8))),
+    "a node that is cut": lambda m: whole(m, graph=field(1, b"\x22\x50x")),
+    "a data location that is none": lambda m: whole(m, graph=constant(more=field(14, 2))),
+    "a data type of 2^32 + 1": lambda m: whole(m, graph=field(5, field(1, 2) + field(2, 2**32 + 1) + field(8, b"added") + field(9, bytes(8)))),
+}
+"""Encodings that protobuf libraries read in different ways, or that only the reader in C++ sees: it refuses them all."""

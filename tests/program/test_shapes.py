@@ -134,6 +134,7 @@ ILL = [
         network(LATENT, TensorSpec("t", "float32", ("batch", 1))),
         "different immediates per branch",
     ),
+    (CALL, network(LATENT, TIME, output=(1, 3, 4)), "does not have the batch as its first size"),
     (CALL, network(LATENT, TIME, output=(3, 4)), "does not have the batch as its first size"),
     (Lincomb("y", ((1.0, "label"),)), {}, "only EVAL reads conditions that are not float32"),
 ]
