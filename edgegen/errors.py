@@ -56,6 +56,7 @@ class Status(IntEnum):
     PROVIDER_MISSING = 405
     BAD_STATE = 500
     GATE_FAILED = 501
+    BUSY = 502
     CANCELLED = 600
 
 

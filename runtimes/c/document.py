@@ -53,7 +53,7 @@ It is loaded when the first session is opened, and stays loaded. A session with 
 ## Threads and memory
 
 1. A model is immutable: share it between any number of threads. The strings that it gives live until it is closed.
-2. A session is for one thread at a time; a second call meanwhile returns `EG_BAD_STATE`. Sessions of equal options share engine and weights.
+2. A session is for one thread at a time; a second call meanwhile returns `EG_BUSY`. Sessions of equal options share engine and weights.
 3. `eg_cancel` is for any thread, and stops the call that is going on, not one to come. A session must not be destroyed while it is cancelled.
 4. Buffers are the caller's. What the library keeps after a call: the bytes of `EG_OPEN_BORROWED`, and callbacks with the pointer passed on to them.
 5. A session allocates when a program first runs at a batch (`eg_session_memory` says how much), and nothing afterwards.

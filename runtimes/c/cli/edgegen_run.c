@@ -442,7 +442,7 @@ int main(int count, char **words) {
   eg_model *model = NULL;
   eg_message why;
   const eg_status status = eg_open(a.file, NULL, &model, &why);
-  if (status != EG_OK) return failed(status, a.file, why.text);
+  if (status != EG_OK) return failed(status, status == EG_CANNOT_OPEN ? "open" : a.file, why.text);
   int code;
   if (strcmp(a.command, "verify") == 0) {
     code = verify(model, &a);

@@ -86,8 +86,9 @@ enum {
   EG_EXPORT_FAILED = 403,    /* (the compiler's) */
   EG_BACKEND_TOO_OLD = 404,  /* libonnxruntime is older than 1.20 */
   EG_PROVIDER_MISSING = 405, /* this libonnxruntime lacks an execution provider that the variant asks for */
-  EG_BAD_STATE = 500,        /* a session used by two threads at once; nothing to get yet; a program with states outside a stream, or without in one */
+  EG_BAD_STATE = 500,        /* nothing to get yet; a program with states outside a stream, or without in one */
   EG_GATE_FAILED = 501,      /* (the compiler's) */
+  EG_BUSY = 502,             /* the session is in a call, of another thread or of the one whose callback this is; nothing was done */
   EG_CANCELLED = 600         /* eg_cancel, or the step function, stopped the run */
 };
 
@@ -263,7 +264,7 @@ EG_API eg_status eg_document(const eg_model *model, const char *name, const char
 
 /* ---- Sessions ---- */
 
-/* A tensor in the caller's memory, row-major without gaps. */
+/* A tensor in the caller's memory, row-major without gaps. Components get arrays of it, so later versions append nothing to it. */
 typedef struct eg_tensor {
   uint32_t struct_size;
   eg_dtype dtype;
@@ -309,8 +310,9 @@ EG_API eg_status eg_session_create(eg_model *model, const eg_session_options *op
 EG_API void eg_session_destroy(eg_session *session);
 
 /* The bytes that a session with these options allocates for a program (NULL: the default program) when it first runs at `batch` samples of the
- * options, engine and networks apart. bytes: receives them. Allocates and releases while it computes. */
-EG_API eg_status eg_session_memory(eg_model *model, const eg_session_options *options, const char *program, uint64_t *bytes);
+ * options, engine and networks apart. bytes: receives them. message: as of eg_open. Allocates and releases while it computes.
+ * Returns EG_BAD_ARGUMENT, EG_OUT_OF_RANGE (batch), EG_UNKNOWN_NAME (program), EG_NO_MEMORY. */
+EG_API eg_status eg_session_memory(eg_model *model, const eg_session_options *options, const char *program, uint64_t *bytes, eg_message *message);
 
 typedef struct eg_session_info {
   uint32_t struct_size;
@@ -321,7 +323,8 @@ typedef struct eg_session_info {
 #define EG_SESSION_INFO_INIT {sizeof(eg_session_info), 0, NULL, NULL}
 EG_API eg_status eg_session_describe(const eg_session *session, eg_session_info *info);
 
-/* The reason why the last call on this session failed; "" if it did not. Valid until the next call on the session. NULL gives "". */
+/* The reason why the last call on this session failed; "" if it did not. Valid until the next call on the session. NULL gives "". Calls that return
+ * EG_BUSY, and eg_session_describe, leave it alone. */
 EG_API const char *eg_last_error(const eg_session *session);
 
 /* Set a condition for the runs to come: of the condition's dtype, and of its shape (one value for all samples) or with the samples in front (then
@@ -365,7 +368,8 @@ typedef struct eg_run_options {
 EG_API eg_status eg_generate(eg_session *session, const eg_run_options *options, float *sample, size_t elements);
 
 /* The next step of a stream: one call of a program with states (options->program NULL: the first that has states), whose states continue from the step
- * before. Program, seed, batch and flags are fixed by a stream's first step; `noise` must be NULL. A step that fails leaves the stream as it was. */
+ * before. Program, seed, batch and flags are those of the stream's first step, whatever later steps say, except that naming another program is
+ * EG_BAD_STATE; `noise` must be NULL. A step that fails leaves the stream as it was. */
 EG_API eg_status eg_stream_step(eg_session *session, const eg_run_options *options, float *sample, size_t elements);
 
 /* Begin again: the next eg_stream_step is the first of a new stream. */
@@ -376,13 +380,14 @@ EG_API eg_status eg_stream_reset(eg_session *session);
  * returns at once. NULL is allowed. */
 EG_API void eg_cancel(eg_session *session);
 
-/* An output of the last run, by name ("sample" is always one), as float32. elements: of `data`, exactly as many as there are.
+/* An output of the last run, by name ("sample" is always one), as float32. Calls that were refused before they ran do not count as runs.
+ * elements: of `data`, exactly as many as there are.
  * Returns EG_BAD_STATE if the last run failed or there was none, EG_UNKNOWN_NAME, EG_BAD_SHAPE. */
 EG_API eg_status eg_get(eg_session *session, const char *name, float *data, size_t elements);
 
 /* Output number `index` of the last run, for eg_get: its name, and its shape with the batch in front. Returns EG_BAD_STATE if the last run failed or there
  * was none, EG_OUT_OF_RANGE behind the last output. */
-EG_API eg_status eg_output_describe(const eg_session *session, uint32_t index, eg_tensor_info *info);
+EG_API eg_status eg_output_describe(eg_session *session, uint32_t index, eg_tensor_info *info);
 
 /* Figures of the last run. Returns EG_BAD_STATE if it failed or there was none. */
 typedef struct eg_report {
@@ -396,10 +401,10 @@ typedef struct eg_report {
   uint32_t reserved;
 } eg_report;
 #define EG_REPORT_INIT {sizeof(eg_report), 0, 0.0, 0.0, NULL, NULL, 0, 0}
-EG_API eg_status eg_session_report(const eg_session *session, eg_report *report);
+EG_API eg_status eg_session_report(eg_session *session, eg_report *report);
 
 /* Of one component (by its index in the model) in the last run: evaluations and seconds. */
-EG_API eg_status eg_session_component_report(const eg_session *session, uint32_t component, uint32_t *evaluations, double *seconds);
+EG_API eg_status eg_session_component_report(eg_session *session, uint32_t component, uint32_t *evaluations, double *seconds);
 
 /* A known answer of the bundle, run on this device: seed 0, one sample, default conditions. Conditions that were set stay set. */
 typedef struct eg_golden {

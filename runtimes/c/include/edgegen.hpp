@@ -406,7 +406,9 @@ class Model {
   std::uint64_t session_memory(const SessionOptions &options = {}, const std::string &program = {}) const {
     const eg_session_options chosen = detail::session_options(options);
     std::uint64_t bytes = 0;
-    detail::check(eg_session_memory(handle(), &chosen, detail::text_or_null(program), &bytes), "session_memory");
+    eg_message why;
+    const eg_status status = eg_session_memory(handle(), &chosen, detail::text_or_null(program), &bytes, &why);
+    if (status != EG_OK) throw Error(status, why.text);
     return bytes;
   }
 
@@ -554,13 +556,13 @@ class Session {
   // Figures of the last run, and of one component in it.
   Report report() const {
     eg_report r = EG_REPORT_INIT;
-    check_last(eg_session_report(handle(), &r), "report");
+    call([&](eg_session *s) { return eg_session_report(s, &r); });
     return {r.program, r.variant, r.batch, r.evaluations, r.seconds, r.network_seconds};
   }
 
   ComponentReport component_report(std::uint32_t component) const {
     ComponentReport made{};
-    check_last(eg_session_component_report(handle(), component, &made.evaluations, &made.seconds), "component report");
+    call([&](eg_session *s) { return eg_session_component_report(s, component, &made.evaluations, &made.seconds); });
     return made;
   }
 
@@ -650,9 +652,9 @@ class Session {
 
   // A call of the C interface and its message, by one thread at a time: a second one could read the first one's message.
   template <class Work>
-  void call(Work work) {
+  void call(Work work) const {
     State &own = state();
-    if (own.busy.exchange(true)) throw Error(EG_BAD_STATE, "this session is in a call already; use it from one thread at a time, and not from its callbacks");
+    if (own.busy.exchange(true)) throw Error(EG_BUSY, "this session is in a call already; use it from one thread at a time, and not from its callbacks");
     const Release release{own.busy};
     const eg_status status = work(own.handle);
     own.rethrow();
@@ -684,17 +686,15 @@ class Session {
     return buffer.data() != nullptr ? buffer.data() : &nowhere;
   }
 
-  // About the last run. These functions of the C interface leave no message.
-  static void check_last(eg_status status, const char *what) {
-    if (status == EG_BAD_STATE) throw Error(status, std::string(what) + ": this session has not run, or its last run failed");
-    detail::check(status, what);
-  }
-
   // False behind the last output.
   bool describe_output(std::uint32_t index, eg_tensor_info *output) const {
-    const eg_status status = eg_output_describe(handle(), index, output);
-    if (status != EG_OUT_OF_RANGE) check_last(status, "output");
-    return status == EG_OK;
+    bool behind = false;
+    call([&](eg_session *s) {
+      const eg_status status = eg_output_describe(s, index, output);
+      behind = status == EG_OUT_OF_RANGE;
+      return behind ? EG_OK : status;
+    });
+    return !behind;
   }
 
   // The condition's own shape, or with samples in front; what fits neither goes to eg_set as it is, which says what it expects.

@@ -42,7 +42,7 @@ eg_status guarded(eg_message *message, Work work) noexcept {
 template <class Work>
 eg_status guarded(eg_session *session, Work work) noexcept {
   if (session == nullptr) return EG_BAD_ARGUMENT;
-  if (session->busy.exchange(1) != 0) return EG_BAD_STATE;  // its message belongs to the thread that is in it
+  if (session->busy.exchange(1) != 0) return EG_BUSY;  // the message belongs to the thread that is in it
   const eg_status status = guarded(session->error, sizeof session->error, work);
   session->busy.store(0);
   return status;
@@ -299,11 +299,11 @@ void eg_session_destroy(eg_session *session) {
   model.release();  // which may be the last of it
 }
 
-eg_status eg_session_memory(eg_model *model, const eg_session_options *options, const char *program, uint64_t *bytes) {
-  if (model == nullptr || bytes == nullptr) return EG_BAD_ARGUMENT;
-  return guarded(nullptr, 0, [&] {
+eg_status eg_session_memory(eg_model *model, const eg_session_options *options, const char *program, uint64_t *bytes, eg_message *message) {
+  return guarded(message, [&] {
+    need(model != nullptr && bytes != nullptr, "eg_session_memory: a model and a place for the bytes are needed");
     const int index = program == nullptr ? 0 : model->bundle.manifest().find_program(program);
-    if (index < 0) fail(EG_UNKNOWN_NAME, "no such program");
+    if (index < 0) fail(EG_UNKNOWN_NAME, "no program '%.80s' in this bundle", program);
     *bytes = eg::session_bytes(*model, session_options(options).batch, static_cast<uint32_t>(index));
   });
 }
@@ -374,19 +374,19 @@ eg_status eg_get(eg_session *session, const char *name, float *data, size_t elem
   });
 }
 
-eg_status eg_output_describe(const eg_session *session, uint32_t index, eg_tensor_info *info) {
-  if (session == nullptr || info == nullptr) return EG_BAD_ARGUMENT;
-  return guarded(nullptr, 0, [&] {
+eg_status eg_output_describe(eg_session *session, uint32_t index, eg_tensor_info *info) {
+  return guarded(session, [&] {
+    need(info != nullptr, "eg_output_describe: a place for the result is needed");
     eg_tensor_info made{};
     session->describe_output(index, &made);
     write_struct(info, made, "eg_tensor_info");
   });
 }
 
-eg_status eg_session_report(const eg_session *session, eg_report *report) {
-  if (session == nullptr || report == nullptr) return EG_BAD_ARGUMENT;
-  if (session->last == nullptr) return EG_BAD_STATE;
-  return guarded(nullptr, 0, [&] {
+eg_status eg_session_report(eg_session *session, eg_report *report) {
+  return guarded(session, [&] {
+    need(report != nullptr, "eg_session_report: a place for the result is needed");
+    session->need_run();
     eg_report made{};
     for (size_t i = 0; i < session->model.bundle.manifest().components.size(); ++i) {
       made.evaluations += session->last->evaluations(i);
@@ -400,13 +400,15 @@ eg_status eg_session_report(const eg_session *session, eg_report *report) {
   });
 }
 
-eg_status eg_session_component_report(const eg_session *session, uint32_t component, uint32_t *evaluations, double *seconds) {
-  if (session == nullptr || evaluations == nullptr || seconds == nullptr) return EG_BAD_ARGUMENT;
-  if (component >= session->model.bundle.manifest().components.size()) return EG_OUT_OF_RANGE;
-  if (session->last == nullptr) return EG_BAD_STATE;
-  *evaluations = session->last->evaluations(component);
-  *seconds = session->last->seconds(component);
-  return EG_OK;
+eg_status eg_session_component_report(eg_session *session, uint32_t component, uint32_t *evaluations, double *seconds) {
+  return guarded(session, [&] {
+    need(evaluations != nullptr && seconds != nullptr, "eg_session_component_report: places for the results are needed");
+    const size_t count = session->model.bundle.manifest().components.size();
+    if (component >= count) fail(EG_OUT_OF_RANGE, "component %u of %zu", component, count);
+    session->need_run();
+    *evaluations = session->last->evaluations(component);
+    *seconds = session->last->seconds(component);
+  });
 }
 
 eg_status eg_self_test(eg_session *session, uint32_t index, eg_golden *golden) {

@@ -49,6 +49,7 @@ extern "C" const char *eg_status_str(eg_status status) {
     case EG_BACKEND_TOO_OLD: return "the engine is too old";
     case EG_PROVIDER_MISSING: return "an execution provider is missing";
     case EG_BAD_STATE: return "not possible now";
+    case EG_BUSY: return "this session is in a call already";
     case EG_GATE_FAILED: return "quality gate failed";
     case EG_CANCELLED: return "cancelled";
     default: return "unknown status";

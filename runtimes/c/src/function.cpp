@@ -69,7 +69,11 @@ void FunctionCalls::bind(uint16_t component, const Tensor *inputs, const Tensor 
   const Component &c = engine_.manifest.components[component];
   calls_.push_back({component, c.inputs, static_cast<uint32_t>(count), tensors_.size()});
   for (uint32_t i = 0; i < c.inputs; ++i) tensors_.push_back(as_argument(inputs[i], engine_.tensor_names[c.first + i]));
-  for (size_t i = 0; i < count; ++i) tensors_.push_back(as_argument(outputs[i], engine_.tensor_names[c.first + c.inputs + output_index[i]]));
+  for (uint32_t i = 0; i < c.outputs; ++i) {  // programs may list them in another order than the manifest
+    for (size_t k = 0; k < count; ++k) {
+      if (output_index[k] == i) tensors_.push_back(as_argument(outputs[k], engine_.tensor_names[c.first + c.inputs + i]));
+    }
+  }
 }
 
 void FunctionCalls::run(uint32_t call) {

@@ -149,7 +149,7 @@ class OrtEngine final : public Engine {
   void add_provider(View name, const char *const *keys, const char *const *values, size_t count, OrtSessionOptions *options);
   void add_weights(const Network &network, View weights, OrtSessionOptions *options);
 
-  char description_[320];
+  char description_[PATH_MAX + 64];
 };
 
 void OrtEngine::open(const Bundle &bundle, const Variant &variant, const Component &component, const Network &network, uint32_t threads) {

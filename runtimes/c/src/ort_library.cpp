@@ -11,7 +11,7 @@ namespace eg {
 
 namespace {
 
-using Path = char[256];
+using Path = char[PATH_MAX];
 
 #if defined(__APPLE__)
 constexpr const char *kNames[] = {"libonnxruntime.dylib"};
@@ -42,46 +42,6 @@ bool find_file(const char *folder, const char *prefix, Path &found) {
   return any;
 }
 
-// The library inside the Python package, of any Python under PREFIX/lib.
-bool find_in_prefix(const char *prefix, Path &found) {
-  static const char *const kSites[] = {"site-packages", "dist-packages"};
-  Path lib;
-  if (!compose(lib, prefix, "/lib", "")) return false;
-  DIR *list = opendir(lib);
-  if (list == nullptr) return false;
-  bool any = false;
-  while (const dirent *entry = readdir(list)) {
-    if (any || std::strncmp(entry->d_name, "python3", 7) != 0) continue;
-    for (const char *site : kSites) {
-      Path folder, package;
-      any = any || (compose(folder, lib, "/", entry->d_name) && compose(package, folder, "/", site) && compose(folder, package, "/onnxruntime/capi", "") && find_file(folder, kPrefix, found));
-    }
-  }
-  closedir(list);
-  return any;
-}
-
-// The prefixes of the Pythons on PATH, of $VIRTUAL_ENV and of the user.
-bool find_in_python(Path &found) {
-  const char *environment = std::getenv("VIRTUAL_ENV");
-  if (environment != nullptr && find_in_prefix(environment, found)) return true;
-  const char *path = std::getenv("PATH");
-  for (const char *at = path == nullptr ? "" : path; *at != '\0';) {
-    const size_t size = std::strcspn(at, ":");
-    Path folder, python;
-    if (size > 0 && size < sizeof folder) {
-      std::memcpy(folder, at, size);
-      folder[size] = '\0';
-      Path prefix;
-      if (compose(python, folder, "/python3", "") && access(python, X_OK) == 0 && compose(prefix, folder, "/..", "") && find_in_prefix(prefix, found)) return true;
-    }
-    at += size + (at[size] == ':' ? 1 : 0);
-  }
-  const char *home = std::getenv("HOME");
-  Path local;
-  return home != nullptr && compose(local, home, "/.local", "") && find_in_prefix(local, found);
-}
-
 // The folder that libedgegen lies in.
 bool own_folder(Path &folder) {
   Dl_info about;
@@ -94,21 +54,79 @@ bool own_folder(Path &folder) {
 
 void *open_library(const char *path) { return dlopen(path, RTLD_NOW | RTLD_LOCAL); }
 
-void *search(Path &used) {
-  for (const char *name : kNames) {
-    void *handle = open_library(name);
-    if (handle != nullptr) {
-      compose(used, name, "", "");
-      return handle;
+// The usual places, one after another, until a library loads.
+class Search {
+ public:
+  explicit Search(OrtLibrary *library) : library_(library) {}
+
+  bool run() {
+    for (const char *name : kNames) {
+      library_->handle = open_library(name);
+      if (library_->handle == nullptr) continue;
+      compose(library_->path, name, "", "");
+      return true;
     }
+    Path folder;
+    return (own_folder(folder) && in_folder(folder)) || in_pythons();
   }
-  Path folder;
-  if (own_folder(folder) && find_file(folder, kPrefix, used)) {
-    void *handle = open_library(used);
-    if (handle != nullptr) return handle;
+
+  // What was found first and did not load, and why; "" if nothing was found.
+  char refused[300] = "";
+
+ private:
+  bool in_folder(const char *folder) {
+    Path file;
+    if (!find_file(folder, kPrefix, file)) return false;
+    library_->handle = open_library(file);
+    if (library_->handle == nullptr) {
+      if (refused[0] == '\0') std::snprintf(refused, sizeof refused, "%s", dlerror());
+      return false;
+    }
+    compose(library_->path, file, "", "");
+    return true;
   }
-  return find_in_python(used) ? open_library(used) : nullptr;
-}
+
+  // The package onnxruntime of any Python under PREFIX/lib.
+  bool in_prefix(const char *prefix) {
+    static const char *const kSites[] = {"site-packages", "dist-packages"};
+    Path lib;
+    if (!compose(lib, prefix, "/lib", "")) return false;
+    DIR *list = opendir(lib);
+    if (list == nullptr) return false;
+    bool found = false;
+    while (const dirent *entry = readdir(list)) {
+      if (found || std::strncmp(entry->d_name, "python3", 7) != 0) continue;
+      for (const char *site : kSites) {
+        Path folder, package;
+        found = found || (compose(folder, lib, "/", entry->d_name) && compose(package, folder, "/", site) && compose(folder, package, "/onnxruntime/capi", "") && in_folder(folder));
+      }
+    }
+    closedir(list);
+    return found;
+  }
+
+  // $VIRTUAL_ENV, the Pythons on PATH, and what is installed for the user.
+  bool in_pythons() {
+    const char *environment = std::getenv("VIRTUAL_ENV");
+    if (environment != nullptr && in_prefix(environment)) return true;
+    const char *path = std::getenv("PATH");
+    for (const char *at = path == nullptr ? "" : path; *at != '\0';) {
+      const size_t size = std::strcspn(at, ":");
+      Path folder, python, prefix;
+      if (size > 0 && size < sizeof folder) {
+        std::memcpy(folder, at, size);
+        folder[size] = '\0';
+        if (compose(python, folder, "/python3", "") && access(python, X_OK) == 0 && compose(prefix, folder, "/..", "") && in_prefix(prefix)) return true;
+      }
+      at += size + (at[size] == ':' ? 1 : 0);
+    }
+    const char *home = std::getenv("HOME");
+    Path local;
+    return home != nullptr && compose(local, home, "/.local", "") && in_prefix(local);
+  }
+
+  OrtLibrary *library_;
+};
 
 }  // namespace
 
@@ -119,8 +137,9 @@ OrtLibrary load_onnxruntime(const char *path) {
     if (library.handle == nullptr) fail(EG_BACKEND_MISSING, "ONNX Runtime cannot be loaded from the path given: %.300s", dlerror());
     compose(library.path, path, "", "");
   } else {
-    library.handle = search(library.path);
-    if (library.handle == nullptr) {
+    Search search(&library);
+    if (!search.run()) {
+      if (search.refused[0] != '\0') fail(EG_BACKEND_MISSING, "ONNX Runtime was found and cannot be loaded: %s. Install another (pip install onnxruntime), or give its path", search.refused);
       fail(EG_BACKEND_MISSING,
            "ONNX Runtime was not found: no %s where the system looks, beside libedgegen, or in a Python's onnxruntime package. "
            "Install it (pip install onnxruntime), or give its path",

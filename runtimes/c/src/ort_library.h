@@ -1,6 +1,8 @@
 // Finding libonnxruntime on this machine and loading it.
 #pragma once
 
+#include <climits>
+
 #include <onnxruntime_c_api.h>
 
 #include "memory.h"
@@ -13,7 +15,7 @@ struct OrtLibrary {
   const OrtApi *api;
   const char *version;
   void *handle;  // for what the API has no function for
-  char path[256];
+  char path[PATH_MAX];
 };
 
 // path: of the library, or NULL for the usual places: where the system's loader looks, beside libedgegen, and inside the Python package

@@ -223,7 +223,7 @@ void eg_session::set(const eg_tensor &value) {
   const uint32_t index = condition(value.name);
   const eg::Condition &c = model.bundle.manifest().conditions[index];
   Value &v = settings_[index];
-  if (value.dtype != c.dtype) fail(EG_BAD_DTYPE, "condition '%.*s': expected %s, found dtype %d", EG_SHOW(c.name), eg::dtype_name(c.dtype), value.dtype);
+  if (value.dtype != c.dtype) fail(EG_BAD_DTYPE, "condition '%.*s': expected %s, found %s", EG_SHOW(c.name), eg::dtype_name(c.dtype), eg::dtype_name(value.dtype));
   const bool samples = value.rank == c.shape.rank + 1 && value.shape[0] >= 1 && value.shape[0] <= batch;
   bool fits = samples || value.rank == c.shape.rank;
   for (uint32_t i = 0; fits && i < c.shape.rank; ++i) fits = value.shape[i + (samples ? 1 : 0)] == c.shape.size[i];
@@ -380,6 +380,8 @@ void eg_session::stream_step(const eg::RunOptions &options, float *sample, size_
     next.seed = options.context.seed;
     next.nonfinite_allowed = options.context.nonfinite_allowed;
     next.calls = 0;
+  } else if (options.program != nullptr && m.programs[next.program].name != options.program) {
+    fail(EG_BAD_STATE, "a stream of program '%.*s' is running, not of '%.80s'; eg_stream_reset ends it", EG_SHOW(m.programs[next.program].name), options.program);
   }
   if (options.noise != nullptr) fail(EG_BAD_ARGUMENT, "a stream draws its own noise; options->noise must be NULL");
   check_sample(sample, elements, next.batch);
@@ -397,8 +399,12 @@ void eg_session::stream_step(const eg::RunOptions &options, float *sample, size_
   stream_ = next;
 }
 
-void eg_session::get(const char *name, float *data, size_t elements) {
+void eg_session::need_run() const {
   if (last == nullptr) fail(EG_BAD_STATE, "this session has not run, or its last run failed");
+}
+
+void eg_session::get(const char *name, float *data, size_t elements) {
+  need_run();
   size_t expected = 0;
   const float *found = last->output(name, &expected);
   if (found == nullptr) fail(EG_UNKNOWN_NAME, "program '%.*s' has no output '%.80s'", EG_SHOW(model.bundle.manifest().programs[last_program].name), name);
@@ -407,7 +413,7 @@ void eg_session::get(const char *name, float *data, size_t elements) {
 }
 
 void eg_session::describe_output(uint32_t index, eg_tensor_info *info) const {
-  if (last == nullptr) fail(EG_BAD_STATE, "this session has not run, or its last run failed");
+  need_run();
   const eg::Program &program = last->program();
   if (index >= program.outputs.size()) fail(EG_OUT_OF_RANGE, "output %u of %zu", index, program.outputs.size());
   const eg::ProgramOutput &output = program.outputs[index];

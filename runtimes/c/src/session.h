@@ -37,6 +37,7 @@ struct eg_session {
   void stream_step(const eg::RunOptions &options, float *sample, size_t elements);
   void stream_reset() { stream_.running = false; }
   void get(const char *name, float *data, size_t elements);
+  void need_run() const;  // BAD_STATE if nothing is left of a last run
   void describe_output(uint32_t index, eg_tensor_info *info) const;
   void self_test(uint32_t index, eg_golden *golden);
   void cancel() noexcept;

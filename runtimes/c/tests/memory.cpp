@@ -4,7 +4,9 @@
 //   test-memory peak CORPUS                  every record: at most its size and 1 MiB
 //   test-memory failing BUNDLE [LIBRARY]     open, session, set, run, stream, self-test, destroy; with ONNX Runtime if its path is given
 //   test-memory steady BUNDLE RUNS [LIBRARY] no allocation after the first run, resident memory flat
+//   test-memory openings BUNDLE N [LIBRARY]  open, session, run, destroy, N times: memory, descriptors and threads as they were after half
 #include <cstring>
+#include <dirent.h>
 
 #include "kit.h"
 
@@ -59,7 +61,7 @@ void walk(const char *path, const char *library, const eg_allocator &allocator, 
   eg_model_info info = EG_MODEL_INFO_INIT;
   eg_model_describe(model, &info);
   uint64_t bytes = 0;
-  check(eg_session_memory(model, nullptr, nullptr, &bytes), "eg_session_memory");
+  check(eg_session_memory(model, nullptr, nullptr, &bytes, nullptr), "eg_session_memory");
   eg_session_options options = EG_SESSION_OPTIONS_INIT;
   options.batch = 2;
   options.threads = 1;
@@ -111,10 +113,12 @@ void failing(const char *path, const char *library) {
   }
 }
 
-uint64_t resident_kib() {
+uint64_t of_process(const char *key) {
   const std::string status = read_file("/proc/self/status");
-  return std::stoull(status.substr(status.find("VmRSS:") + 6));
+  return std::stoull(status.substr(status.find(key) + std::strlen(key)));
 }
+
+uint64_t resident_kib() { return of_process("VmRSS:"); }
 
 void steady(const char *path, uint64_t runs, const char *library) {
   Counter counter;
@@ -134,7 +138,7 @@ void steady(const char *path, uint64_t runs, const char *library) {
   eg_model_info info = EG_MODEL_INFO_INIT;
   eg_model_describe(model, &info);
   uint64_t planned = 0;
-  REQUIRE(eg_session_memory(model, &options, nullptr, &planned) == EG_OK, "eg_session_memory");
+  REQUIRE(eg_session_memory(model, &options, nullptr, &planned, nullptr) == EG_OK, "eg_session_memory");
   std::vector<float> sample(static_cast<size_t>(info.elements)), first(sample.size());
   eg_run_options run = EG_RUN_OPTIONS_INIT;
   run.seed = 5;
@@ -157,6 +161,46 @@ void steady(const char *path, uint64_t runs, const char *library) {
   REQUIRE(counter.live == 0, "%llu blocks left", static_cast<unsigned long long>(counter.live));
 }
 
+uint64_t descriptors() {
+  uint64_t count = 0;
+  DIR *list = opendir("/proc/self/fd");
+  while (readdir(list) != nullptr) ++count;
+  closedir(list);
+  return count;
+}
+
+void openings(const char *path, uint64_t times, const char *library) {
+  uint64_t begin = 0, files = 0, threads = 0, most = 0;
+  for (uint64_t i = 0; i < times; ++i) {
+    eg_model *model = nullptr;
+    eg_message why;
+    REQUIRE(eg_open(path, nullptr, &model, &why) == EG_OK, "%s", why.text);
+    eg_session_options options = EG_SESSION_OPTIONS_INIT;
+    options.threads = 1;
+    options.onnxruntime = library;
+    if (library == nullptr) options.component = surrogate;
+    eg_session *session = nullptr;
+    REQUIRE(eg_session_create(model, &options, &session, &why) == EG_OK, "%s", why.text);
+    set_missing_conditions(model, session);
+    REQUIRE(eg_generate(session, nullptr, nullptr, 0) == EG_OK, "%s", eg_last_error(session));
+    eg_session_destroy(session);
+    eg_close(model);
+    if (i == times / 2) {
+      begin = resident_kib();
+      files = descriptors();
+      threads = of_process("Threads:");
+    }
+    if (i > times / 2 && i % 64 == 0) most = resident_kib() > most ? resident_kib() : most;
+  }
+  REQUIRE(descriptors() == files, "%llu descriptors, then %llu", static_cast<unsigned long long>(files), static_cast<unsigned long long>(descriptors()));
+  REQUIRE(of_process("Threads:") == threads, "%llu threads, then %llu", static_cast<unsigned long long>(threads), static_cast<unsigned long long>(of_process("Threads:")));
+  std::printf("%llu openings, resident memory %llu then at most %llu KiB, %llu descriptors\n", static_cast<unsigned long long>(times), static_cast<unsigned long long>(begin),
+              static_cast<unsigned long long>(most), static_cast<unsigned long long>(files));
+  // a bare loop of CreateSession and ReleaseSession in ONNX Runtime 1.32 leaves 40 to 60 bytes each time
+  const uint64_t of_engine = library == nullptr ? 0 : times / 2 * 128 / 1024;
+  REQUIRE(most <= begin + 1024 + of_engine, "resident memory grew");
+}
+
 }  // namespace
 
 int main(int count, char **words) {
@@ -167,6 +211,8 @@ int main(int count, char **words) {
     failing(words[2], count == 4 ? words[3] : nullptr);
   } else if (what == "steady" && (count == 4 || count == 5)) {
     steady(words[2], std::stoull(words[3]), count == 5 ? words[4] : nullptr);
+  } else if (what == "openings" && (count == 4 || count == 5)) {
+    openings(words[2], std::stoull(words[3]), count == 5 ? words[4] : nullptr);
   } else {
     REQUIRE(false, "see the top of memory.cpp");
   }

@@ -458,7 +458,7 @@ public final class Checks {
         check(steps.get() == 1, steps + " steps, expected that the first one ended the run");
         check(Arrays.equals(sample, session.generate(5)), "the session generates as before");
       }
-      refused(EdgegenException.BAD_STATE, () -> session.generate(new RunOptions().onStep((done, total, state) -> session.generate(1).length > 0)));
+      refused(EdgegenException.BUSY, () -> session.generate(new RunOptions().onStep((done, total, state) -> session.generate(1).length > 0)));
       check(Arrays.equals(sample, session.generate(5)), "a listener that generated does no harm");
     }
   }
@@ -495,10 +495,10 @@ public final class Checks {
       final AtomicInteger refusals = new AtomicInteger();
       final Work others =
           () -> {
-            refused(EdgegenException.BAD_STATE, () -> session.set("label", 1));
-            refused(EdgegenException.BAD_STATE, () -> session.generate(1));
-            refused(EdgegenException.BAD_STATE, session::report);
-            refused(EdgegenException.BAD_STATE, session::info);
+            refused(EdgegenException.BUSY, () -> session.set("label", 1));
+            refused(EdgegenException.BUSY, () -> session.generate(1));
+            refused(EdgegenException.BUSY, session::report);
+            refused(EdgegenException.BUSY, session::info);
             refusals.incrementAndGet();
           };
       session.generate(

@@ -298,7 +298,7 @@ NATIVE(void, cancel)(__attribute__((unused)) JNIEnv *env, SELF, jlong session) {
 
 NATIVE(jobject, report)(JNIEnv *env, SELF, jlong session) {
   eg_report r = EG_REPORT_INIT;
-  if (failed(env, eg_session_report(session_of(session), &r), "no report: this session has not run, or its last run failed")) return NULL;
+  if (failed(env, eg_session_report(session_of(session), &r), eg_last_error(session_of(session)))) return NULL;
   return make(env, "edgegen/Report", "([B[BIDD)V", text(env, r.program), text(env, r.variant), (jint)r.evaluations, r.seconds, r.network_seconds);
 }
 

@@ -27,6 +27,7 @@ public final class EdgegenException extends RuntimeException {
   public static final int BACKEND_TOO_OLD = 404;
   public static final int PROVIDER_MISSING = 405;
   public static final int BAD_STATE = 500;
+  public static final int BUSY = 502;
   public static final int CANCELLED = 600;
 
   private static final long serialVersionUID = 1;

@@ -33,7 +33,7 @@ abstract class Handle {
   final synchronized long enter() {
     if (closed) throw new IllegalStateException("this " + what + " is closed");
     if (inside > 0 && !shared) {
-      throw new EdgegenException(EdgegenException.BAD_STATE, "this " + what + " is in a call; one thread at a time may use it, and a step listener not at all");
+      throw new EdgegenException(EdgegenException.BUSY, "this " + what + " is in a call; one thread at a time may use it, and a step listener not at all");
     }
     inside++;
     return pointer;

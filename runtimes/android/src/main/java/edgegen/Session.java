@@ -7,7 +7,7 @@ import java.util.Objects;
 /**
  * A model's networks on this device. Made by {@link Model#createSession()}.
  *
- * <p>A session is for one thread at a time; a second one gets {@link EdgegenException#BAD_STATE}. {@link #cancel} and {@link #close} may be called from
+ * <p>A session is for one thread at a time; a second one gets {@link EdgegenException#BUSY}. {@link #cancel} and {@link #close} may be called from
  * any thread and at any time. A closed session throws IllegalStateException when it is used.
  */
 public final class Session implements AutoCloseable {
