@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks.common import ROOT, WORK, bar, built, finish
 from edgegen.bundle import Bundle, open_bundle
+from edgegen.targets.onnxruntime import network_of
 from edgegen.timing import alternate, serve
 
 STEPS, GUIDANCE, LABEL, NULL = 10, 2.0, 3, 10
@@ -89,12 +90,15 @@ def openvino_loop(model: bytes, bundle: Bundle, threads: int) -> Callable[[], ob
 
 def contend(name: str, bundle: Bundle, threads: int) -> None:
     """Be the contender `name` for `edgegen.timing`."""
-    member = bundle.member
+
+    def network(variant: str) -> bytes:
+        return network_of(bundle, next(v for v in bundle.manifest.variants if v.name == variant), "denoiser").SerializeToString()
+
     loops = {
         "diffusers+torch": lambda: diffusers_loop(torch_network(threads)),
-        "diffusers+onnxruntime": lambda: diffusers_loop(onnxruntime_network(member("denoiser.float32.onnx"), threads)),
-        "openvino-float": lambda: openvino_loop(member("denoiser.float32.onnx"), bundle, threads),
-        "openvino-int8": lambda: openvino_loop(member("denoiser.int8.onnx"), bundle, threads),
+        "diffusers+onnxruntime": lambda: diffusers_loop(onnxruntime_network(network("float32"), threads)),
+        "openvino-float": lambda: openvino_loop(network("float32"), bundle, threads),
+        "openvino-int8": lambda: openvino_loop(network("int8"), bundle, threads),
     }
     serve(loops[name]())
 

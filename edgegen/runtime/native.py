@@ -21,7 +21,7 @@ from edgegen.bundle import Bundle, Variant
 from edgegen.errors import BundleError, Cancelled, EdgegenError, RuntimeFault, Status
 from edgegen.program.interpreter import OnStep
 
-__all__ = ["Library", "Native", "find_library", "open_bytes"]
+__all__ = ["Library", "Native", "find_library", "onnxruntime_library", "open_bytes"]
 
 Tensor = npt.NDArray[Any]
 
@@ -128,12 +128,12 @@ def _library() -> Library:
     return Library(find_library())
 
 
-def _onnxruntime() -> bytes | None:
+def onnxruntime_library() -> str | None:
     """The library inside the Python package onnxruntime; None leaves the search to libedgegen."""
     spec = importlib.util.find_spec("onnxruntime")
     for folder in spec.submodule_search_locations or () if spec is not None else ():
         for path in sorted(Path(folder, "capi").glob("libonnxruntime.so.*")):
-            return str(path).encode()
+            return str(path)
     return None
 
 
@@ -152,7 +152,10 @@ class _Session:
     def __init__(self, owner: Native, batch: int) -> None:
         self.owner, self.batch, library = owner, batch, owner.library
         self.handle, message = ctypes.c_void_p(), ctypes.create_string_buffer(512)
-        options = _SessionOptions(threads=owner.threads, batch=batch, variant=owner.variant.name.encode(), onnxruntime=_onnxruntime())
+        engine = onnxruntime_library()
+        options = _SessionOptions(
+            threads=owner.threads, batch=batch, variant=owner.variant.name.encode(), onnxruntime=None if engine is None else engine.encode()
+        )  # fmt: skip
         library.check(library.c.eg_session_create(owner.model, ctypes.byref(options), ctypes.byref(self.handle), message), message.value)
 
     def check(self, status: int) -> None:
