@@ -33,7 +33,7 @@ fuzz: $(STAMP) native-tests
 soak: $(STAMP) native
 	$(BIN)/python -m pytest -m soak -s
 
-bench: $(STAMP) native
+bench: $(STAMP) native-tests
 	$(BIN)/pip install --quiet "openvino>=2026.1"
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.quality
@@ -51,7 +51,7 @@ native-aarch64: $(HEADERS)/onnxruntime_c_api.h
 	cmake --build build/native-aarch64
 
 # The builds that the tests run: docs/security.md says what each is for.
-native-tests: native native-aarch64
+native-tests: native native-aarch64 build/ort/1.24.4-aarch64 build/ort/1.20.1-x86_64 build/ort/1.19.2-x86_64
 	runtimes/c/install_tools.sh test
 	$(CONFIGURE) -B build/native-test -DEDGEGEN_TESTS=ON >build/native-test.log && cmake --build build/native-test
 	$(CONFIGURE) -B build/native-asan -DEDGEGEN_TESTS=ON -DEDGEGEN_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=RelWithDebInfo >build/native-asan.log && cmake --build build/native-asan
@@ -63,6 +63,11 @@ native-tests: native native-aarch64
 
 $(HEADERS)/onnxruntime_c_api.h:
 	runtimes/c/get_onnxruntime_headers.sh $(HEADERS)
+
+# ONNX Runtime for 64-bit ARM (newer ones crash in qemu), the oldest that is supported, and one that is too old.
+build/ort/%: runtimes/c/get_onnxruntime.sh | $(STAMP)
+	runtimes/c/get_onnxruntime.sh $(BIN)/pip $@
+	touch $@
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit('edgegen needs Python 3.11 or newer, found ' + sys.version.split()[0]) if sys.version_info < (3, 11) else 0"

@@ -48,6 +48,14 @@ def files(tmp_path_factory, tiny_bundle):
     return folder
 
 
+def other_onnxruntime(name: str) -> Path:
+    """libonnxruntime of another version or machine, such as "1.24.4-aarch64" (make native-tests)."""
+    found = list((BUILD / "ort" / name).glob("libonnxruntime.so.*"))
+    if not found:
+        pytest.skip(f"build/ort/{name} is not there: make native-tests")
+    return found[0]
+
+
 @pytest.fixture(scope="session")
 def onnxruntime_library():
     """libonnxruntime inside the Python package."""

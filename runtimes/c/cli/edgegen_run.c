@@ -1,12 +1,13 @@
 /* edgegen-run: run, check, time and look into a bundle from a shell, with no Python.
  *
  * Exit codes: 0 ok, 1 error, 2 usage (names, values), 4 this device cannot run it, 130 interrupted. */
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <time.h>
+#include <unistd.h>
 
 #include "edgegen.h"
 #include "files.h"
@@ -41,15 +42,42 @@ typedef struct {
   eg_run_options run;
 } arguments;
 
-static volatile sig_atomic_t interrupted;
-static void on_interrupt(int signal_number) {
-  (void)signal_number;
-  interrupted = 1;
+/* Ctrl-C ends the run that is going on, inside a network too; a second one ends the program. */
+static pthread_mutex_t guard = PTHREAD_MUTEX_INITIALIZER;
+static eg_session *running; /* under guard, as the next */
+static int interrupted;
+
+static void *watch(void *signals) {
+  int number = 0;
+  while (sigwait(signals, &number) == 0) {
+    pthread_mutex_lock(&guard);
+    if (interrupted++ > 0) _exit(130);
+    eg_cancel(running);
+    pthread_mutex_unlock(&guard);
+  }
+  return NULL;
+}
+
+/* The session that Ctrl-C cancels; NULL for none. Returns whether there was a Ctrl-C before. */
+static int set_running(eg_session *session) {
+  pthread_mutex_lock(&guard);
+  running = session;
+  const int before = interrupted;
+  pthread_mutex_unlock(&guard);
+  return before;
+}
+
+static void close_session(eg_session *session) {
+  set_running(NULL);
+  eg_session_destroy(session);
 }
 
 static int32_t on_step(void *user, uint32_t done, uint32_t total, const float *state, size_t elements) {
   (void)user, (void)done, (void)total, (void)state, (void)elements;
-  return interrupted ? 1 : EG_CONTINUE;
+  pthread_mutex_lock(&guard);
+  const int stop = interrupted;
+  pthread_mutex_unlock(&guard);
+  return stop ? 1 : EG_CONTINUE;
 }
 
 static void on_log(void *user, const char *line) {
@@ -59,7 +87,7 @@ static void on_log(void *user, const char *line) {
 
 static int exit_code(eg_status status) {
   if (status == EG_OK) return 0;
-  if (status == EG_CANCELLED && interrupted) return 130;
+  if (status == EG_CANCELLED) return 130; /* nothing but Ctrl-C cancels */
   if (status == EG_BACKEND_MISSING || status == EG_BACKEND_TOO_OLD || status == EG_PROVIDER_MISSING || status == EG_NO_VARIANT) return 4;
   return status < 200 && status != EG_NONFINITE ? 2 : 1;
 }
@@ -73,6 +101,13 @@ static int wrong(const char *what, const char *why) {
   fprintf(stderr, "edgegen-run: %s: %s\n", what, why);
   return 2;
 }
+
+static int has_suffix(const char *path, const char *suffix) {
+  const size_t size = strlen(path), end = strlen(suffix);
+  return size >= end && strcmp(path + size - end, suffix) == 0;
+}
+
+static int is_picture(const char *path) { return has_suffix(path, ".pgm") || has_suffix(path, ".ppm"); }
 
 /* A whole number from 0 to `most`; returns 0 if the text is none. */
 static int whole(const char *text, unsigned long long most, unsigned long long *value) {
@@ -148,6 +183,7 @@ static int parse(int count, char **words, arguments *a) {
     fputs(usage, stderr);
     return 2;
   }
+  if (!has_suffix(a->output, ".npy") && !is_picture(a->output)) return wrong(a->output, "expected a name that ends in .npy, .pgm or .ppm");
   a->session.log = on_log;
   if (a->exact) a->session.component = surrogate;
   a->run.on_step = on_step;
@@ -174,30 +210,31 @@ static const char *numbers(const char *text, eg_tensor *tensor) {
   return NULL;
 }
 
-/* Numbers in the dtype of a condition, in place; returns 0 if one does not fit. */
-static int in_dtype(eg_tensor *tensor, eg_dtype dtype) {
+/* Numbers in the dtype of a condition, in place; returns what is wrong. */
+static const char *in_dtype(eg_tensor *tensor, eg_dtype dtype) {
+  static const struct {
+    double least, most; /* of whole numbers; 0 and 0 for floats */
+    size_t bytes;
+  } kinds[] = {{0, 0, 0}, {0, 0, 4}, {0, 0, 8}, {0, 0, 2}, {-9007199254740992.0, 9007199254740992.0, 8}, {-2147483648.0, 2147483647.0, 4}, {-128, 127, 1}, {0, 255, 1}, {0, 1, 1}};
   const double *from = tensor->data;
   const size_t count = tensor->bytes;
+  if (dtype == EG_FLOAT16) return "give several float16 numbers as NAME=@FILE.npy";
   for (size_t i = 0; i < count; ++i) {
     const double v = from[i];
-    const int is_whole = v >= -9.2e18 && v <= 9.2e18 && v == (double)(long long)v;
+    if (kinds[dtype].most > 0 && !(v >= kinds[dtype].least && v <= kinds[dtype].most && v == (double)(long long)v)) return "a number does not fit the condition's dtype";
+    if (dtype == EG_FLOAT32 && v - v == 0.0 && (v > 3.4028234663852886e38 || v < -3.4028234663852886e38)) return "a number does not fit the condition's dtype";
     switch (dtype) { /* each element is at most as large as a double, so what is still to be read is not yet overwritten */
       case EG_FLOAT64: break;
       case EG_FLOAT32: ((float *)tensor->data)[i] = (float)v; break;
       case EG_INT64: ((int64_t *)tensor->data)[i] = (int64_t)v; break;
       case EG_INT32: ((int32_t *)tensor->data)[i] = (int32_t)v; break;
       case EG_INT8: ((int8_t *)tensor->data)[i] = (int8_t)v; break;
-      case EG_UINT8:
-      case EG_BOOL: ((uint8_t *)tensor->data)[i] = (uint8_t)v; break;
-      default: return 0;
+      default: ((uint8_t *)tensor->data)[i] = (uint8_t)v;
     }
-    const int fits = dtype == EG_INT32 ? v >= -2147483648.0 && v <= 2147483647.0 : dtype == EG_INT8 ? v >= -128 && v <= 127 : dtype == EG_UINT8 || dtype == EG_BOOL ? v >= 0 && v <= 255 : 1;
-    if (dtype != EG_FLOAT64 && dtype != EG_FLOAT32 && !(is_whole && fits)) return 0;
   }
-  static const size_t bytes[] = {0, 4, 8, 2, 8, 4, 1, 1, 1};
   tensor->dtype = dtype;
-  tensor->bytes = count * bytes[dtype];
-  return 1;
+  tensor->bytes = count * kinds[dtype].bytes;
+  return NULL;
 }
 
 static int find_condition(const eg_model *model, const char *name, eg_condition_info *info) {
@@ -233,9 +270,10 @@ static int apply_setting(const eg_model *model, eg_session *session, const argum
       free(tensor.data);
       return status == EG_OK ? 0 : failed(status, setting, eg_last_error(session));
     }
-    if (!in_dtype(&tensor, condition.dtype)) {
+    fault = in_dtype(&tensor, condition.dtype);
+    if (fault != NULL) {
       free(tensor.data);
-      return failed(EG_BAD_DTYPE, setting, "a number does not fit the condition's dtype");
+      return failed(EG_BAD_DTYPE, setting, fault);
     }
     size_t elements = 1;
     for (uint32_t i = 0; i < condition.rank; ++i) elements *= (size_t)condition.shape[i];
@@ -252,6 +290,7 @@ static int open_session(eg_model *model, const arguments *a, eg_session **sessio
   eg_message why;
   const eg_status status = eg_session_create(model, &a->session, session, &why);
   if (status != EG_OK) return failed(status, a->file, why.text);
+  if (set_running(*session)) return failed(EG_CANCELLED, a->file, "interrupted");
   for (int i = 0; i < a->setting_count; ++i) {
     const int code = apply_setting(model, *session, a, a->settings[i]);
     if (code != 0) return code;
@@ -260,8 +299,7 @@ static int open_session(eg_model *model, const arguments *a, eg_session **sessio
 }
 
 static const char *write_samples(const char *path, const float *sample, uint32_t batch, const eg_model_info *info) {
-  const char *dot = strrchr(path, '.');
-  if (dot != NULL && (strcmp(dot, ".pgm") == 0 || strcmp(dot, ".ppm") == 0)) {
+  if (is_picture(path)) {
     if (!info->image) return "a picture of what is not an image; write .npy";
     return write_picture(path, sample, batch, info->shape, info->low, info->high);
   }
@@ -298,31 +336,37 @@ static int run(eg_model *model, const arguments *a) {
     }
   }
   free(sample);
-  eg_session_destroy(session);
+  close_session(session);
   return code;
 }
 
 /* Golden vectors of one variant, or of each. */
 static int verify(eg_model *model, const arguments *a) {
-  int code = 0;
-  for (uint32_t i = 0;; ++i) {
+  int code = 0, met = 0;
+  for (uint32_t i = 0; code != 130; ++i) {
     eg_variant_info variant = EG_VARIANT_INFO_INIT;
     if (eg_variant_describe(model, i, &variant) != EG_OK) break;
     if (a->session.variant != NULL && strcmp(a->session.variant, variant.name) != 0) continue;
+    met = 1;
     arguments one = *a;
     one.session.variant = variant.name;
     eg_session *session = NULL;
     int worst = open_session(model, &one, &session);
-    for (uint32_t g = 0; worst == 0 && g < variant.golden; ++g) {
+    const uint32_t count = worst == 0 ? variant.golden : 0;
+    for (uint32_t g = 0; g < count && worst != 130; ++g) {
       eg_golden golden = EG_GOLDEN_INIT;
       const eg_status status = eg_self_test(session, g, &golden);
-      if (status != EG_OK) worst = failed(status, variant.name, eg_last_error(session));
-      if (status == EG_OK) printf("%s %s RMSE %.3g tolerance %.3g %s\n", variant.name, golden.program, golden.rmse, golden.tolerance, golden.passed ? "ok" : "DIFFERS");
-      if (status == EG_OK && !golden.passed) worst = 1;
+      if (status != EG_OK) {
+        worst = failed(status, variant.name, eg_last_error(session));
+        continue;
+      }
+      printf("%s %s RMSE %.3g tolerance %.3g %s\n", variant.name, golden.program, golden.rmse, golden.tolerance, golden.passed ? "ok" : "DIFFERS");
+      if (!golden.passed) worst = 1;
     }
-    eg_session_destroy(session);
+    close_session(session);
     if (worst != 0) code = worst;
   }
+  if (!met) return failed(EG_NO_VARIANT, a->session.variant, "no variant of that name; see edgegen-run inspect");
   if (code == 0) puts(a->file);
   return code;
 }
@@ -359,7 +403,7 @@ static int bench(eg_model *model, const arguments *a) {
     puts(a->file);
   }
   free(times);
-  eg_session_destroy(session);
+  close_session(session);
   return code;
 }
 
@@ -438,7 +482,12 @@ int main(int count, char **words) {
   arguments a;
   const int bad = parse(count, words, &a);
   if (bad != 0) return bad;
-  signal(SIGINT, on_interrupt);
+  sigset_t signals;
+  pthread_t watcher;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, NULL);
+  if (pthread_create(&watcher, NULL, watch, &signals) != 0) return wrong("edgegen-run", "a thread cannot be made");
   eg_model *model = NULL;
   eg_message why;
   const eg_status status = eg_open(a.file, NULL, &model, &why);

@@ -3,6 +3,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 static const struct {
   const char *letters;
@@ -75,10 +77,12 @@ const char *read_npy(const char *path, eg_tensor *tensor) {
   return fault;
 }
 
-/* Write everything, or leave no file: to a file beside it first. */
+/* Write everything, or leave what is there: to a file beside it first. */
 static const char *write_whole(const char *path, const void *head, size_t head_size, const void *data, size_t size) {
   char beside[1024];
-  if (snprintf(beside, sizeof beside, "%s.part", path) >= (int)sizeof beside) return "has too long a name";
+  struct stat about;
+  if (snprintf(beside, sizeof beside, "%s.%ld.part", path, (long)getpid()) >= (int)sizeof beside) return "has too long a name";
+  if (stat(path, &about) == 0 && !S_ISREG(about.st_mode)) return "is there and is not a regular file";
   FILE *file = fopen(beside, "wb");
   if (file == NULL) return "cannot be written";
   int good = fwrite(head, 1, head_size, file) == head_size && fwrite(data, 1, size, file) == size;
