@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -34,3 +35,10 @@ def data_folder():
         if path and Path(path).is_dir():
             return Path(path)
     pytest.skip("no data: set EDGEGEN_DATA, or place it at ../shared/data")
+
+
+@pytest.fixture(scope="session")
+def onnxruntime_library():
+    """libonnxruntime inside the Python package."""
+    spec = importlib.util.find_spec("onnxruntime")
+    return next(Path(spec.submodule_search_locations[0], "capi").glob("libonnxruntime.so.*"))

@@ -14,24 +14,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import edgegen
 from edgegen.bundle import open_bundle
-from edgegen.pipeline import Options, build
-from edgegen.plan import make_plan
-from edgegen.recipe import load_recipe
-from edgegen.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
-
-
-def built(family, tmp_path_factory, *settings, trust_pickle=False):
-    folder = tmp_path_factory.mktemp(family)
-    recipe = ROOT / "export" / family / "recipe.toml"
-    plan = make_plan(load_recipe(recipe, settings), recipe.parent, trust_pickle=trust_pickle)
-    return build(plan, folder / f"{family}.edgegen", Workspace(folder / "cache"), Options(measured=False))
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return built("digits", tmp_path_factory)
 
 
 def read(samples):
@@ -88,11 +72,6 @@ def test_golden_vectors_hold_and_the_report_names_each_verdict(digits):
     assert set(open_bundle(digits).document("report")["variants"]) == {"float32", "int8"}
 
 
-@pytest.fixture(scope="module")
-def reach(tmp_path_factory):
-    return built("reach_policy", tmp_path_factory)
-
-
 def success(path, episodes, steps, policy=None, seed=21):
     """The share of closed-loop episodes that reach the goal."""
     from edgegen.rollout import load_world
@@ -145,19 +124,6 @@ def test_a_goal_that_is_withheld_is_not_reached(reach):
         return lambda seed, context, goal: act(seed, context=context, goal=np.zeros_like(goal))
 
     assert success(reach, 100, 3, blind) <= 0.5
-
-
-@pytest.fixture(scope="module")
-def checkpoint(data_folder):
-    path = data_folder / "ddpm_mnist_unet" / "model_unet_res.pth"
-    if not path.is_file():
-        pytest.skip(f"no checkpoint at {path}")
-    return path
-
-
-@pytest.fixture(scope="module")
-def ddpm(tmp_path_factory, checkpoint):
-    return built("ddpm_mnist", tmp_path_factory, f"model.weights={checkpoint}", trust_pickle=True)
 
 
 @pytest.mark.parametrize("program", ["dpmpp_2m-10", "ddim-50"])

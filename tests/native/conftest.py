@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import subprocess
 from pathlib import Path
@@ -54,10 +53,3 @@ def other_onnxruntime(name: str) -> Path:
     if not found:
         pytest.skip(f"build/ort/{name} is not there: make native-tests")
     return found[0]
-
-
-@pytest.fixture(scope="session")
-def onnxruntime_library():
-    """libonnxruntime inside the Python package."""
-    spec = importlib.util.find_spec("onnxruntime")
-    return next(Path(spec.submodule_search_locations[0], "capi").glob("libonnxruntime.so.*"))
