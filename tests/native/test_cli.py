@@ -209,20 +209,19 @@ def test_an_interrupt_ends_the_run(tiny, tmp_path, onnxruntime_library):
     assert not list(tmp_path.iterdir())
 
 
-def with_providers(tiny, *named):
-    """tiny's float32 variant, once for each list of providers, as variants a, b, ..."""
-    bundle = open_bundle(tiny)
+def with_providers(path, *named):
+    """A bundle's float32 variant, once for each list of providers (name, options), as variants a, b, ..."""
+    bundle = open_bundle(path)
     v = next(v for v in bundle.manifest.variants if v.name == "float32")
-    variants = tuple(replace(v, name="ab"[i], providers=tuple(Provider(p) for p in names)) for i, names in enumerate(named))
+    variants = tuple(replace(v, name="abc"[i], providers=tuple(Provider(*p) for p in providers)) for i, providers in enumerate(named))
     manifest = replace(bundle.manifest, variants=variants)
-    members = {name: bundle.member(name) for name in manifest.members()} if hasattr(manifest, "members") else None
-    return bundle_bytes(manifest, members or {name: bundle.member(name) for name in bundle.table if "int8" not in name})
+    return bundle_bytes(manifest, {name: bundle.member(name) for name in manifest.members()})
 
 
 @pytest.mark.parametrize("build", ["", "aarch64"])
 def test_a_provider_that_is_not_there_gives_way_to_the_next_variant(tiny, run, tmp_path, onnxruntime_library, build):
     library = other_onnxruntime("1.24.4-aarch64") if build == "aarch64" else onnxruntime_library
-    (tmp_path / "two.edgegen").write_bytes(with_providers(tiny, ["TensorRT", "CUDA"], []))
+    (tmp_path / "two.edgegen").write_bytes(with_providers(tiny, [("TensorRT", {}), ("CUDA", {})], []))
     code, _, err = run("two.edgegen", "-o", "x.npy", build=build, library=library)
     first, second = err.splitlines()
     assert code == 0 and second.startswith("dpmpp_2m-4 on b:")
@@ -231,10 +230,10 @@ def test_a_provider_that_is_not_there_gives_way_to_the_next_variant(tiny, run, t
     ), first
     code, _, err = run("two.edgegen", "--variant", "a", build=build, library=library)
     assert code == 4 and "execution provider TensorRT" in err and len(err.splitlines()) == 1
-    (tmp_path / "one.edgegen").write_bytes(with_providers(tiny, ["QNN"]))
+    (tmp_path / "one.edgegen").write_bytes(with_providers(tiny, [("QNN", {})]))
     code, _, err = run("one.edgegen", build=build, library=library)
     assert code == 4 and "execution provider QNN" in err and len(err.splitlines()) == 1
-    (tmp_path / "none.edgegen").write_bytes(with_providers(tiny, ["CUDA"], ["CoreML"]))
+    (tmp_path / "none.edgegen").write_bytes(with_providers(tiny, [("CUDA", {})], [("CoreML", {})]))
     code, _, err = run("none.edgegen", build=build, library=library)
     assert code == 4 and "no variant of this bundle runs here" in err.splitlines()[-1] and "CUDA" in err and "CoreML" in err
 

@@ -85,9 +85,16 @@ def open_engine(
             options.add_initializer(name, value)  # in place of the copy that it would make
     try:
         with _construct:
-            return onnxruntime.InferenceSession(model, options, providers=chosen)
+            session = onnxruntime.InferenceSession(model, options, providers=chosen)
     except Exception as e:  # ONNX Runtime's exceptions have no common public base
         raise RuntimeFault(f"{what}: ONNX Runtime {onnxruntime.__version__} cannot open it: {e}", Status.BACKEND_FAILED) from e
+    absent = [name for name, _ in chosen if name not in session.get_providers()]
+    if absent:  # it goes on without a provider that is there and cannot be loaded
+        raise RuntimeFault(
+            f"{what}: ONNX Runtime {onnxruntime.__version__} has {absent[0]} and cannot load it here; what it prints says which library is missing",
+            Status.PROVIDER_MISSING,
+        )
+    return session
 
 
 def _checked(bundle: Bundle, variant: Variant, component: str) -> tuple[onnx.ModelProto, bytes]:

@@ -35,7 +35,8 @@ class Checked {
   void operator()(OrtStatus *status, eg_status code = EG_BACKEND_FAILED) const {
     if (status == nullptr) return;
     char text[EG_MESSAGE_SIZE];
-    const size_t size = View(api_->GetErrorMessage(status)).copy(text, sizeof text - 1);
+    size_t size = View(api_->GetErrorMessage(status)).copy(text, sizeof text - 1);
+    while (size > 0 && (text[size - 1] == '\n' || text[size - 1] == ' ')) --size;
     text[size] = '\0';
     api_->ReleaseStatus(status);
     fail(code, "%s: ONNX Runtime: %s", what_, text);
@@ -116,7 +117,7 @@ class OrtEngine final : public Engine {
       : memory(memory), manifest(bundle.manifest()), library(library), api(library.api), environment(api->ReleaseEnv), cpu(api->ReleaseMemoryInfo), texts(memory), names(&memory),
         weights_(&memory), copies_(&memory), sessions(&memory) {
     const Checked check(api, "the engine");
-    check(api->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "edgegen", environment.out()));
+    check(api->CreateEnv(ORT_LOGGING_LEVEL_FATAL, "edgegen", environment.out()));  // what fails comes back as a status
     check(api->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, cpu.out()));
     std::snprintf(description_, sizeof description_, "ONNX Runtime %.40s, %s", library.version, library.path);
     for (const TensorSpec &t : manifest.tensors) names.push_back(texts.keep(t.name));
@@ -161,7 +162,7 @@ void OrtEngine::open(const Bundle &bundle, const Variant &variant, const Compone
   check(api->CreateSessionOptions(options.out()));
   check(api->SetIntraOpNumThreads(options.get(), static_cast<int>(threads)));
   check(api->SetInterOpNumThreads(options.get(), 1));
-  check(api->SetSessionLogSeverityLevel(options.get(), ORT_LOGGING_LEVEL_ERROR));
+  check(api->SetSessionLogSeverityLevel(options.get(), ORT_LOGGING_LEVEL_FATAL));
   add_providers(variant, options.get());
   add_weights(network, bundle.member(member_of(variant.weights, component.name)), options.get());
   sessions.emplace_back(api->ReleaseSession);
