@@ -22,7 +22,8 @@ Made from the comments of [edgegen.h](../runtimes/c/include/edgegen.h) by `runti
 MANUAL = """\
 ## Compiling and linking
 
-A program needs `edgegen.h` (C++: also `edgegen.hpp`), `libedgegen.so` and, when it runs, ONNX Runtime's library.
+`make native` builds `build/native/libedgegen.so` and `edgegen-run`; `cmake --install build/native --prefix DIR` installs them with their headers.
+A program needs `edgegen.h` (C++: also `edgegen.hpp`) and `libedgegen.so`; when it runs, `libedgegen.so.1` and ONNX Runtime's library.
 
 ```
 gcc -std=c99 -Iruntimes/c/include runtimes/c/examples/generate.c -o generate -Lbuild/native -ledgegen -Wl,-rpath,"$PWD/build/native"
