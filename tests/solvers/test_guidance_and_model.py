@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgegen.diffusion import make_process
-from edgegen.errors import ProgramError
+from edgegen.errors import ProgramError, Status
 from edgegen.program import Concat, Eval, Lincomb, Muladd, Reduce, Slice, interpret, verify
 from edgegen.solvers import SOLVERS, Denoiser, Guidance, build_program
 
@@ -98,6 +98,12 @@ def test_guidance_that_makes_no_sense_is_refused(guidance, message):
 def test_a_solver_with_branches_of_its_own_takes_no_guidance():
     with pytest.raises(ProgramError, match="takes no classifier-free guidance"):
         build_program("gl_lcm", make_process("vp_betas"), "epsilon", 4, guidance=2.0)
+
+
+def test_gl_lcm_says_that_it_cannot_begin_at_alpha_zero():
+    with pytest.raises(ProgramError, match="dividing by alpha, which is 0") as e:
+        build_program("gl_lcm", make_process("flow"), "epsilon", 2)
+    assert e.value.code == Status.OUT_OF_RANGE
 
 
 def test_conditions_joined_to_the_state_reach_the_network_behind_it():
