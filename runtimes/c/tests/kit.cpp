@@ -146,11 +146,18 @@ std::string put_together(const Parts &parts) {
 
 eg_allocator Counter::allocator() { return {sizeof(eg_allocator), 0, this, allocate, release}; }
 
-double seconds_now() {
+namespace {
+
+double seconds_of(clockid_t clock) {
   timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
+  clock_gettime(clock, &t);
   return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
+
+}  // namespace
+
+double seconds_now() { return seconds_of(CLOCK_MONOTONIC); }
+double processor_seconds() { return seconds_of(CLOCK_PROCESS_CPUTIME_ID); }
 
 void set_missing_conditions(const eg_model *model, eg_session *session) {
   for (uint32_t i = 0;; ++i) {

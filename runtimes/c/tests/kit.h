@@ -71,6 +71,7 @@ struct Counter {
 };
 
 double seconds_now();
+double processor_seconds();  // of this process: what a busy machine does not change
 
 // Sets every condition of a session that has no default to its minimum, or 0.
 void set_missing_conditions(const eg_model *model, eg_session *session);

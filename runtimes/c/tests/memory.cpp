@@ -24,9 +24,9 @@ void peak(const char *corpus) {
     eg_open_options options = EG_OPEN_OPTIONS_INIT;
     options.allocator = &allocator;
     eg_model *model = nullptr;
-    const double began = seconds_now();
+    const double began = processor_seconds();
     eg_open_memory(r.bytes.empty() ? "" : r.bytes.data(), r.bytes.size(), &options, &model, nullptr);
-    const double took = seconds_now() - began;
+    const double took = processor_seconds() - began;
     eg_close(model);
     const uint64_t size = r.bytes.size(), beyond = counter.peak_bytes > size ? counter.peak_bytes - size : 0;
     REQUIRE(counter.live == 0, "%s: %llu blocks left", r.name.c_str(), static_cast<unsigned long long>(counter.live));
