@@ -125,10 +125,14 @@ class Gate(_Section, frozen=True):
 
 
 class Target(_Section, frozen=True):
-    """Where it runs. threads: of the engine, 0 for all cores."""
+    """Where it runs. threads: of the engine, 0 for what is measured to be fastest, or one per core.
+
+    form: of the default program: "stepwise", "fused" (one network for all steps), or "auto" for what is measured to be fastest.
+    """
 
     engine: str = "onnxruntime"
-    threads: Annotated[int, Meta(ge=0)] = 0
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    form: Literal["auto", "stepwise", "fused"] = "auto"
 
 
 class Sample(_Section, frozen=True):

@@ -5,9 +5,8 @@
 from __future__ import annotations
 
 import json
-import statistics
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,21 @@ import numpy as np
 import numpy.typing as npt
 
 from edgegen import __version__, canonical
-from edgegen.bundle import Golden, Manifest, ProgramEntry, Variant, bundle_bytes, open_bundle
+from edgegen.bundle import FusedEntry, Golden, Manifest, ProgramEntry, Variant, bundle_bytes, open_bundle
 from edgegen.calibration import CalibrationContext, Ranges, collect_ranges
-from edgegen.errors import GateError, RuntimeFault, Status
+from edgegen.errors import GateError, ProgramError, RuntimeFault, Status
 from edgegen.onnx_export import export_component
 from edgegen.plan import Plan
 from edgegen.program import Program, initial_state, interpret, normals, program_to_json
+from edgegen.program.fuse import fuse
 from edgegen.quality import distance
 from edgegen.spec import default_conditions, draw_condition
-from edgegen.targets.onnxruntime import OrtComponent, check_model, parse_model, split_weights
+from edgegen.targets.choose import Candidate, candidates_of, measured_document, settle, thread_counts, time_candidates
+from edgegen.targets.onnxruntime import OrtComponent, check_model, open_engine, parse_model, place_weights, places_of, split_weights
 from edgegen.targets.onnxruntime.qdq import plan as plan_qdq
 from edgegen.targets.onnxruntime.qdq import quantize as quantize_model
 from edgegen.targets.onnxruntime.qdq import watched
-from edgegen.timing import alternate
+from edgegen.timing import machine
 
 __all__ = ["calibrate", "compile_variants", "export", "measure", "pack", "quantize"]
 
@@ -173,7 +174,11 @@ def compile_variants(plan: Plan, exported: Path, quantized: Path | None, out: Pa
             "programs": {n: {"psnr_db": f"{d.psnr_db:.2f}", "rmse": f"{d.rmse:.5f}", "max_abs": f"{d.max_abs:.4f}"} for n, d in distances.items()},
         }  # fmt: skip
         if passed:
-            variants.append(_variant(plan, precision, data, {n: s[1] for n, s in samples.items()}, members))
+            variant = _variant(plan, precision, data, {n: s[1] for n, s in samples.items()}, members)
+            if plan.recipe.target.form != "stepwise":
+                variant, why = _fused(plan, variant, data, samples, members)
+                verdicts[precision]["why"] += why
+            variants.append(variant)
     (out / "candidates.edgegen").write_bytes(_bundle(plan, variants, members, {}))
     _write_json(out / "gate.json", verdicts)
 
@@ -189,10 +194,40 @@ def _variant(plan: Plan, precision: str, data: bytes, golden: Mapping[str, Array
         member = f"golden.{i}.{precision}.f32"
         members[member] = np.ascontiguousarray(sample, "<f4").tobytes()
         vectors.append(Golden(program, member, _TOLERANCE[precision] * (plan.sample.high - plan.sample.low)))
-    return Variant(precision, "onnxruntime", {plan.component: network}, tuple(vectors), {plan.component: place} if weights else {})
+    weights_of = {plan.component: place} if weights else {}
+    return Variant(precision, "onnxruntime", {plan.component: network}, tuple(vectors), weights_of, threads=plan.recipe.target.threads)
 
 
-def _bundle(plan: Plan, variants: list[Variant], members: dict[str, bytes], documents: Mapping[str, Any]) -> bytes:
+def _fused(plan: Plan, variant: Variant, data: bytes, samples: Mapping[str, tuple[Array, Array]], members: dict[str, bytes]) -> tuple[Variant, str]:
+    """The variant with the default program as one network, whose weights are the component's; and why not, where that cannot be.
+
+    Raises GateError if the recipe asks for the fused form and it cannot be had.
+    """
+    name, program = next(iter(plan.programs.items()))
+    component, model = plan.component, parse_model(data, variant.name)
+    inputs = {i.name: ("float32", plan.sample.shape) for i in program.inputs if i.kind == "noise"}
+    inputs |= {c.name: (c.dtype, c.shape) for c in plan.conditions if c.name in {i.name for i in program.inputs}}
+    member = f"fused.0.{variant.name}.onnx"
+    try:
+        fused = fuse(program, {component: model}, inputs, 1)
+        feeds = default_conditions(plan.conditions) | initial_state(program, normals(0, 0, (1, *plan.sample.shape)))
+        feeds |= {draw: normals(0, number, shape) for draw, (number, shape) in fused.draws.items()}
+        engine = open_engine(fused.model.SerializeToString(), f"fused program {name!r}", 1)
+        (found,) = engine.run(["out.sample"], {i.name: feeds[i.name] for i in engine.get_inputs()})
+        error = distance(samples[name][1], found, plan.sample.high - plan.sample.low).rmse
+        if error > variant.golden[0].tolerance:
+            raise GateError(f"fused, {name} differs from its steps by {error:.2e} RMSE, {variant.golden[0].tolerance:.0e} is allowed")
+    except (ProgramError, RuntimeFault, GateError) as e:
+        if plan.recipe.target.form == "fused":
+            raise GateError(f"target.form is 'fused', but {e}") from e
+        return variant, f"; stepwise only: {e}"
+    light, _ = split_weights(model, variant.weights.get(component, ""))
+    places = {f"{component}/{weight}": place for weight, place in places_of(parse_model(light, variant.name)).items()}
+    members[member] = place_weights(fused.model, places)
+    return replace(variant, fused=(FusedEntry(name, 1, member),)), ""
+
+
+def _bundle(plan: Plan, variants: Sequence[Variant], members: dict[str, bytes], documents: Mapping[str, Any]) -> bytes:
     """The bundle's bytes: programs, documents and manifest added to the variants' members."""
     members, entries, recipe = dict(members), [], plan.recipe
     for i, (name, program) in enumerate(plan.programs.items()):
@@ -208,38 +243,44 @@ def _bundle(plan: Plan, variants: list[Variant], members: dict[str, bytes], docu
 
 
 def measure(plan: Plan, compiled: Path, out: Path, progress: Progress) -> None:
-    """Writes measured.json: the median time of each candidate on this machine, default program, batch 1, taken in alternation."""
-    bundle = open_bundle(compiled / "candidates.edgegen")
+    """Writes measured.json: the time of each candidate on this machine, default program, batch 1."""
+    path, target = compiled / "candidates.edgegen", plan.recipe.target
+    bundle = open_bundle(path)
     program = bundle.manifest.programs[0].name
-    threads = plan.recipe.target.threads
-    commands = {
-        v.name: [sys.executable, "-m", "edgegen.runtime.contender", str(compiled / "candidates.edgegen"), v.name, program, str(threads), "1"]
-        for v in bundle.manifest.variants
-    }
-    progress("timing the candidates", 0, _ROUNDS)
-    seconds = alternate(commands, rounds=_ROUNDS, runs=_RUNS, on_round=lambda i: progress("timing the candidates", i, _ROUNDS))
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    _write_json(out / "measured.json", {"program": program, "batch": 1, "threads": threads, "milliseconds": {n: s * 1e3 for n, s in medians.items()}})
+    candidates = candidates_of(bundle.manifest.variants, program, (target.threads,) if target.threads else thread_counts())
+    if target.form == "fused":
+        candidates = [c for c in candidates if c.fused]
+    progress(f"timing {len(candidates)} candidates", 0, _ROUNDS)
+    times = time_candidates(
+        path, candidates, program, rounds=_ROUNDS, runs=_RUNS, on_round=lambda i: progress(f"timing {len(candidates)} candidates", i, _ROUNDS)
+    )  # fmt: skip
+    rows = [{"variant": c.variant, "fused": int(c.fused), "threads": c.threads, "milliseconds": ms} for c, ms in times.items()]
+    _write_json(out / "measured.json", {"program": program, "batch": 1, "machine": machine(), "candidates": rows})
 
 
 def pack(plan: Plan, exported: Path, quantized: Path | None, compiled: Path, measured: Path | None) -> bytes:
     """The bundle: the variants that passed, the fastest first; slower ones than float left out; recipe, report and figures with them."""
     bundle = open_bundle(compiled / "candidates.edgegen")
     verdicts = _read_json(compiled / "gate.json")
-    variants = list(bundle.manifest.variants)
+    variants: Sequence[Variant] = bundle.manifest.variants
     documents: dict[str, Any] = {"recipe": plan.resolved}
     if measured is not None:
         figures = _read_json(measured / "measured.json")
-        times = figures["milliseconds"]
-        for name, ms in times.items():
-            ratio = times[FLOAT] / ms
-            verdicts[name]["why"] += f"; {ms:.2f} ms" + (
-                "" if name == FLOAT else f", {ratio:.2f}x float, the gate asks {plan.recipe.gate.speedup:.2f}x"
+        times = {Candidate(r["variant"], bool(r["fused"]), r["threads"]): r["milliseconds"] for r in figures["candidates"]}
+        variants = settle(variants, times)
+        best = {v.name: min(ms for c, ms in times.items() if c.variant == v.name) for v in variants}
+        for v in variants:
+            ratio = best[FLOAT] / best[v.name]
+            form = f"{'fused' if v.fused else 'stepwise'}, {v.threads or 'all'} thread{'s' * (v.threads != 1)}"
+            verdicts[v.name]["why"] += f"; {best[v.name]:.2f} ms {form}" + (
+                "" if v.name == FLOAT else f", {ratio:.2f}x float, the gate asks {plan.recipe.gate.speedup:.2f}x"
             )
-            if name != FLOAT and ratio < plan.recipe.gate.speedup:
-                verdicts[name]["passed"] = 0
-        variants = sorted((v for v in variants if verdicts[v.name]["passed"]), key=lambda v: times[v.name])
-        documents["measured"] = figures | {"milliseconds": {n: f"{ms:.3f}" for n, ms in times.items()}}
+            if v.name != FLOAT and ratio < plan.recipe.gate.speedup:
+                verdicts[v.name]["passed"] = 0
+        variants = [v for v in variants if verdicts[v.name]["passed"]]
+        documents["measured"] = measured_document(figures["program"], figures["machine"], times)
+    elif plan.recipe.target.form == "auto":
+        variants = [replace(v, fused=()) for v in variants]  # not measured, so not known to be faster
     documents["report"] = {"export": _read_json(exported / "export.json"), "variants": verdicts}
     if quantized is not None:
         documents["report"]["quantize"] = _read_json(quantized / "quantize.json")

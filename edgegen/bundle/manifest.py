@@ -11,9 +11,11 @@ from edgegen.canonical import from_hex, to_hex
 from edgegen.errors import BundleError, Status
 from edgegen.spec import MAX_TENSORS, MAX_TEXT, ConditionSpec, SampleSpec, Signature, check_count, check_name, keys
 
-__all__ = ["Golden", "Manifest", "ProgramEntry", "Provider", "Variant"]
+__all__ = ["FusedEntry", "Golden", "Manifest", "ProgramEntry", "Provider", "Variant"]
 
-MOST = {"conditions": 64, "components": 64, "programs": 256, "variants": 64, "documents": 64, "golden": 256, "providers": 16, "options": 64}
+MOST = {
+    "conditions": 64, "components": 64, "programs": 256, "variants": 64, "documents": 64, "golden": 256, "fused": 256, "providers": 16, "options": 64,
+}  # fmt: skip
 """How many entries a list of the manifest may have: what a reader holds in memory is bounded."""
 
 
@@ -35,10 +37,20 @@ class Provider:
 
 
 @dataclass(frozen=True, slots=True)
+class FusedEntry:
+    """`program` as one network for `batch` samples, in `member`: faster than its steps where it was measured (FORMAT.md, section 3.2)."""
+
+    program: str
+    batch: int
+    member: str
+
+
+@dataclass(frozen=True, slots=True)
 class Variant:
     """One compiled choice: for each component the member that holds its network, and, where it has large constants, the one that holds them.
 
-    engine: "onnxruntime". providers: in order of preference, before the CPU, which is always the last.
+    engine: "onnxruntime". providers: in order of preference, before the CPU, which is always the last. fused: programs as one network each,
+    which keep their large constants in `weights`. threads: what was fastest where it was measured; 0 for one per core.
     """
 
     name: str
@@ -47,10 +59,12 @@ class Variant:
     golden: tuple[Golden, ...]
     weights: Mapping[str, str] = field(default_factory=dict)
     providers: tuple[Provider, ...] = ()
+    fused: tuple[FusedEntry, ...] = ()
+    threads: int = 0
 
     def members(self) -> set[str]:
         """The names of the members that it refers to."""
-        return {*self.components.values(), *self.weights.values(), *(g.member for g in self.golden)}
+        return {*self.components.values(), *self.weights.values(), *(g.member for g in self.golden), *(f.member for f in self.fused)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +116,8 @@ class Manifest:
                     "components": dict(v.components),
                     "weights": dict(v.weights),
                     "golden": [{"program": g.program, "member": g.member, "tolerance": to_hex(g.tolerance)} for g in v.golden],
+                    "fused": [{"program": f.program, "batch": f.batch, "member": f.member} for f in v.fused],
+                    "threads": v.threads,
                 }
                 for v in self.variants
             ],
@@ -160,6 +176,11 @@ class Manifest:
             faults.append((not set(v.weights) <= set(v.components), f"variant {v.name!r} has weights of an unknown component"))
             faults.append((any(g.program not in programs for g in v.golden), f"variant {v.name!r} has a golden vector of an unknown program"))
             faults.append((any(g.tolerance < 0 for g in v.golden), f"variant {v.name!r} has a negative tolerance"))
+            faults.append((any(f.program not in programs for f in v.fused), f"variant {v.name!r} fuses an unknown program"))
+            faults.append((any(not 1 <= f.batch <= 65_536 for f in v.fused), f"variant {v.name!r} has a fused batch outside 1 .. 65536"))
+            fused = {(f.program, f.batch) for f in v.fused}
+            faults.append((len(fused) != len(v.fused), f"variant {v.name!r} fuses a program twice for one batch"))
+            faults.append((not 0 <= v.threads <= 1024, f"variant {v.name!r}: threads must be in 0 .. 1024"))
         for wrong, message in faults:
             if wrong:
                 raise BundleError(f"manifest: {message}", Status.INCONSISTENT)
@@ -187,12 +208,14 @@ def _program(value: Any, where: str) -> ProgramEntry:
 
 
 def _variant(value: Any, where: str) -> Variant:
-    value = keys(value, where, {"name": str, "engine": str, "providers": list, "components": dict, "weights": dict, "golden": list})
+    lists = ("providers", "golden", "fused")
+    kinds: dict[str, type] = {"name": str, "engine": str, "components": dict, "weights": dict, "threads": int} | dict.fromkeys(lists, list)
+    value = keys(value, where, kinds)
     for key in ("name", "engine"):
         check_name(value[key], where)
-    for key in ("providers", "golden"):
+    for key in lists:
         check_count(len(value[key]), MOST[key], f"{where}.{key}")
-    providers, golden = [], []
+    providers, golden, fused = [], [], []
     for i, item in enumerate(value["providers"]):
         item = keys(item, f"{where}.providers[{i}]", {"name": str, "options": dict})
         check_name(item["name"], f"{where}.providers[{i}]")
@@ -202,4 +225,7 @@ def _variant(value: Any, where: str) -> Variant:
     for i, item in enumerate(value["golden"]):
         item = keys(item, f"{where}.golden[{i}]", {"program": str, "member": str, "tolerance": str})
         golden.append(Golden(item["program"], item["member"], from_hex(item["tolerance"])))
-    return Variant(value["name"], value["engine"], components, tuple(golden), weights, tuple(providers))
+    for i, item in enumerate(value["fused"]):
+        item = keys(item, f"{where}.fused[{i}]", {"program": str, "batch": int, "member": str})
+        fused.append(FusedEntry(item["program"], item["batch"], item["member"]))
+    return Variant(value["name"], value["engine"], components, tuple(golden), weights, tuple(providers), tuple(fused), value["threads"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from edgegen.program.instructions import (
@@ -28,7 +28,10 @@ from edgegen.program.instructions import (
 )  # fmt: skip
 from edgegen.program.verify import LIMITS, reads, scalar_reads, writes
 
-__all__ = ["allocate", "expand", "fold", "last_uses"]
+__all__ = ["allocate", "expand", "fold", "last_uses", "renamed", "single_assignment"]
+
+
+_CANCELLED = 2.0**-50
 
 
 def expand(program: Program, pieces: Sequence[Sequence[Instruction]]) -> Program:
@@ -71,15 +74,21 @@ def fold(program: Program) -> Program:
 
 
 def _inlined(outer: Lincomb, inner: dict[str, Lincomb]) -> Lincomb:
-    """`outer` with the terms that `inner` defines written out, equal registers merged; unchanged if that made too many terms."""
+    """`outer` with the terms that `inner` defines written out, equal registers merged; unchanged if that made too many terms.
+
+    A term whose parts cancel up to float64's rounding is left out.
+    """
     merged: dict[str, float] = {}
+    largest: dict[str, float] = {}
     bias = outer.bias
     for c, name in outer.terms:
         expanded = [(c, name)] if name not in inner else [(c * d, term) for d, term in inner[name].terms]
         bias += c * inner[name].bias if name in inner else 0.0
         for d, term in expanded:
             merged[term] = merged.get(term, 0.0) + d
-    return outer if len(merged) > LIMITS["terms"] else Lincomb(outer.out, tuple((c, name) for name, c in merged.items()), bias)
+            largest[term] = max(largest.get(term, 0.0), abs(d))
+    terms = tuple((c, name) for name, c in merged.items() if abs(c) > _CANCELLED * largest[name])
+    return outer if len(terms) > LIMITS["terms"] or not terms else Lincomb(outer.out, terms, bias)
 
 
 def last_uses(program: Program) -> dict[str, int]:
@@ -95,7 +104,7 @@ def last_uses(program: Program) -> dict[str, int]:
     return last
 
 
-def _renamed(instruction: Instruction, old: dict[str, str], new: dict[str, str]) -> Instruction:
+def renamed(instruction: Instruction, old: Mapping[str, str], new: Mapping[str, str]) -> Instruction:
     """`instruction` with its reads renamed by `old` and its writes by `new`."""
     match instruction:
         case Eval(component, inputs, outputs):
@@ -126,6 +135,31 @@ def _renamed(instruction: Instruction, old: dict[str, str], new: dict[str, str])
             return Slincomb(new[out], tuple((c, old[name], None if f is None else old[f]) for c, name, f in terms))
 
 
+def single_assignment(program: Program) -> Program:
+    """The same program with every register written once: the k-th register written is `v{k}`; inputs and states keep their names.
+
+    The names that step marks and outputs have follow; names of inputs that look like `v3` are left to them.
+    """
+    names = {name: name for name in (*(i.name for i in program.inputs), *(s.name for s in program.states))}
+    taken, instructions, after = set(names), list[Instruction](), [dict(names)]
+    count = 0
+    for instruction in program.instructions:
+        before = dict(names)
+        for name in writes(instruction):
+            while f"v{count}" in taken:
+                count += 1
+            names[name], count = f"v{count}", count + 1
+        instructions.append(renamed(instruction, before, names))
+        after.append(dict(names))
+    return replace(
+        program,
+        instructions=tuple(instructions),
+        outputs={name: names[register] for name, register in program.outputs.items()},
+        steps=tuple(replace(step, state=after[step.after][step.state]) for step in program.steps),
+        states=tuple(replace(s, next=names[s.next]) for s in program.states),
+    )
+
+
 def allocate(program: Program) -> Program:
     """The same program on the fewest registers (linear scan); inputs and states keep their names, the others become r0, r1, ... (scalars s0, s1, ...)
 
@@ -148,7 +182,7 @@ def allocate(program: Program) -> Program:
                 made[kind] += 1
                 free[kind] += [register] * (register not in inputs)
             names[name] = free[kind].pop()
-        instructions.append(_renamed(instruction, before, names))
+        instructions.append(renamed(instruction, before, names))
         if i + 1 in marks:
             states[i + 1] = names[marks[i + 1]]
         dead = [n for n in names if last.get(n, -1) == i and n not in inputs]

@@ -31,7 +31,7 @@ from edgegen.program.instructions import (
 from edgegen.program.verify import numbers, reads
 from edgegen.spec import BATCH, Signature, TensorSpec
 
-__all__ = ["MAX_ELEMENTS", "Shape", "check_types", "infer_shapes", "written_shapes"]
+__all__ = ["MAX_ELEMENTS", "Shape", "check_types", "infer_shapes", "noise_shapes", "written_shapes"]
 
 Shape = tuple[int, ...]
 Components = Mapping[str, tuple[Mapping[str, Shape], Mapping[str, Shape]]]
@@ -64,6 +64,17 @@ def infer_shapes(program: Program, inputs: Mapping[str, Shape], components: Comp
             found = f"{state.next!r} of shape {list(shapes[state.next])}"
             raise ProgramError(f"program {program.name!r}: state {state.name!r} {list(state.shape)} continues as {found}", Status.BAD_SHAPE)
     return {name: shapes[register] for name, register in program.outputs.items()}
+
+
+def noise_shapes(program: Program, inputs: Mapping[str, Shape], components: Components) -> dict[int, Shape]:
+    """The shape of each draw of a program whose shapes fit; arguments as of `infer_shapes`."""
+    shapes = dict(inputs) | {s.name: s.shape for s in program.states}
+    draws: dict[int, Shape] = {}
+    for instruction in program.instructions:
+        shapes |= written_shapes(instruction, shapes, components)
+        if isinstance(instruction, Noise):
+            draws[instruction.draw] = shapes[instruction.out]
+    return draws
 
 
 def check_types(program: Program, conditions: Mapping[str, str], components: Mapping[str, Signature]) -> None:

@@ -1,6 +1,6 @@
 """One variant of a bundle as a contender of `edgegen.timing`:
 
-python -m edgegen.runtime.contender FILE VARIANT PROGRAM THREADS BATCH [python|native]
+python -m edgegen.runtime.contender FILE VARIANT PROGRAM THREADS BATCH [python|native] [fused|stepwise]
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from edgegen.timing import serve
 
 def main() -> None:
     """Open the variant named on the command line and answer timing requests."""
-    path, variant, program, threads, batch, *runtime = sys.argv[1:]
-    with edgegen.load(path, variant=variant, threads=int(threads), runtime=(runtime or ["python"])[0]) as session:
+    path, variant, program, threads, batch, *rest = sys.argv[1:]
+    runtime, form = (*rest, *["python", "fused"][len(rest) :])
+    with edgegen.load(path, variant=variant, threads=int(threads), runtime=runtime, fused=False if form == "stepwise" else None) as session:
         conditions: dict[str, Any] = session.default_conditions(program)
         serve(lambda: session.generate(seed=1, batch=int(batch), program=program, **conditions))
 

@@ -1,4 +1,4 @@
-"""Programs run as one engine call each: fused when they are first asked for with a batch, and kept."""
+"""Programs run as one engine call each: from the variant's fused networks, or made when they are first asked for with a batch, and kept."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgegen.bundle import Bundle, Variant
+from edgegen.bundle import Bundle, FusedEntry, Variant
 from edgegen.errors import RuntimeFault, Status
-from edgegen.program import Program, initial_state, normals
-from edgegen.program.fuse import Fused, fuse
-from edgegen.targets.onnxruntime import network_of, open_engine
+from edgegen.program import initial_state, normals
+from edgegen.program.fuse import fuse
+from edgegen.targets.onnxruntime import OrtComponent, fused_signature, network_of, open_fused
 
 __all__ = ["FusedPrograms"]
 
@@ -22,45 +22,61 @@ Tensor = npt.NDArray[Any]
 
 
 class FusedPrograms:
-    """The fused programs of a bundle's variant, by (program, batch); safe to use from several threads."""
+    """The fused programs of a bundle's variant, by (program, batch); safe to use from several threads.
 
-    def __init__(self, bundle: Bundle, variant: Variant, threads: int) -> None:
-        self.bundle, self.threads, self.providers = bundle, threads, variant.providers
-        self._models = {name: network_of(bundle, variant, name) for name in variant.components}
-        self._made: dict[tuple[str, int], tuple[Fused, Any]] = {}
+    made: make those that the variant does not hold.
+    """
+
+    def __init__(self, bundle: Bundle, variant: Variant, threads: int, *, made: bool) -> None:
+        self.bundle, self.variant, self.threads, self.made = bundle, variant, threads, made
+        self._entries = {(f.program, f.batch): f for f in variant.fused}
+        self._open: dict[tuple[str, int], OrtComponent] = {}
         self._lock = threading.Lock()
+
+    def has(self, name: str, batch: int) -> bool:
+        """Whether `run` can run a program at a batch."""
+        return self.made or (name, batch) in self._entries
 
     def run(self, name: str, conditions: Mapping[str, Tensor], noise: Tensor | None, batch: int, seed: int) -> tuple[Tensor, dict[str, float]]:
         """A program's sample and the seconds that it took; arguments as of `Stepwise.run`.
 
-        Raises RuntimeFault, or ProgramError if it cannot be fused.
+        Raises BundleError (INCONSISTENT), RuntimeFault, or ProgramError if it cannot be fused.
         """
-        began = time.perf_counter()
         program = self.bundle.programs[name]
-        fused, engine = self._made.get((name, batch)) or self._make(name, program, batch)
+        network = self._open.get((name, batch)) or self.open(name, batch)
         start = normals(seed, 0, (batch, *self.bundle.manifest.sample.shape)) if noise is None else noise
         feeds = dict(conditions) | initial_state(program, start)
-        for draw_name, (draw, shape) in fused.draws.items():
-            feeds[draw_name] = normals(seed, draw, shape)
-        try:
-            (sample,) = engine.run(["out.sample"], feeds)
-        except Exception as e:  # ONNX Runtime's exceptions have no common public base
-            raise RuntimeFault(f"program {name!r} failed in ONNX Runtime: {e}", Status.BACKEND_FAILED) from e
+        for spec in network.signature.inputs[len(feeds) :]:
+            feeds[spec.name] = normals(seed, int(spec.name.removeprefix("draw.")), spec.shape)  # type: ignore[arg-type]
+        began = time.perf_counter()
+        sample = network.run(feeds)["out.sample"]
+        seconds = time.perf_counter() - began
         if not np.isfinite(sample).all():
             raise RuntimeFault(f"program {name!r}: the sample is NaN or infinite; run it step by step to see where it began", Status.NONFINITE)
-        return np.asarray(sample), {"fused": time.perf_counter() - began}
+        return sample, {"fused": seconds}
 
-    def _make(self, name: str, program: Program, batch: int) -> tuple[Fused, Any]:
+    def open(self, name: str, batch: int) -> OrtComponent:
+        """The network of a program at a batch, opened when it is first needed."""
         with self._lock:
-            if (name, batch) not in self._made:
-                manifest = self.bundle.manifest
-                specs = {c.name: (c.dtype, c.shape) for c in manifest.conditions}
-                inputs = {i.name: specs[i.name] if i.kind == "condition" else ("float32", manifest.sample.shape) for i in program.inputs}
-                fused = fuse(program, self._models, inputs, batch)
-                engine = open_engine(fused.model.SerializeToString(), f"fused program {name!r}", self.threads, providers=self.providers)
-                self._made[name, batch] = fused, engine
-            return self._made[name, batch]
+            if (name, batch) not in self._open:
+                entry = self._entries.get((name, batch))
+                self._open[name, batch] = (
+                    self._make(name, batch) if entry is None else open_fused(self.bundle, self.variant, entry, threads=self.threads)
+                )
+            return self._open[name, batch]
+
+    def _make(self, name: str, batch: int) -> OrtComponent:
+        bundle, variant = self.bundle, self.variant
+        conditions = {c.name: (c.dtype, c.shape) for c in bundle.manifest.conditions}
+        program = bundle.programs[name]
+        inputs = {i.name: conditions[i.name] if i.kind == "condition" else ("float32", bundle.manifest.sample.shape) for i in program.inputs}
+        networks = {component: network_of(bundle, variant, component) for component in variant.components}
+        model = fuse(program, networks, inputs, batch).model.SerializeToString()
+        signature = fused_signature(bundle, FusedEntry(name, batch, ""))
+        return OrtComponent(name, model, signature, threads=self.threads, providers=variant.providers, what=f"fused program {name!r}")
 
     def close(self) -> None:
         """Release the engine's sessions."""
-        self._made.clear()
+        for network in self._open.values():
+            network.close()
+        self._open.clear()

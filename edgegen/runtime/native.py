@@ -28,6 +28,7 @@ Tensor = npt.NDArray[Any]
 ABI_MAJOR = 1
 _MAX_RANK = 8
 _BORROWED = 2
+_STEPWISE = 2
 _DTYPES = {"float32": 1, "float64": 2, "float16": 3, "int64": 4, "int32": 5, "int8": 6, "uint8": 7, "bool": 8}
 _STEP = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.POINTER(ctypes.c_float), ctypes.c_size_t)
 _COMPONENT = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32)
@@ -168,7 +169,8 @@ class _Session:
         c, shape = self.owner.library.c, self.owner.sample
         for condition, value in conditions.items():
             self.check(c.eg_set(self.handle, ctypes.byref(_tensor(condition, value))))
-        options, raised = _RunOptions(seed=seed, program=name.encode(), batch=batch), list[BaseException]()
+        flags = _STEPWISE if self.owner.stepwise else 0
+        options, raised = _RunOptions(flags=flags, seed=seed, program=name.encode(), batch=batch), list[BaseException]()
         if noise is not None:
             noise = np.ascontiguousarray(noise, np.float32)
             options.noise, options.noise_elements = noise.ctypes.data, noise.size
@@ -212,10 +214,10 @@ def _callback(on_step: OnStep, shape: tuple[int, ...], raised: list[BaseExceptio
 
 
 class Native:
-    """A variant open in libedgegen; safe to use from several threads, each of which borrows a session of its own."""
+    """A variant open in libedgegen; safe to use from several threads, each of which borrows a session of its own. stepwise: nothing runs fused."""
 
-    def __init__(self, bundle: Bundle, variant: Variant, threads: int) -> None:
-        self.variant, self.threads = variant, threads
+    def __init__(self, bundle: Bundle, variant: Variant, threads: int, *, stepwise: bool = False) -> None:
+        self.variant, self.threads, self.stepwise = variant, threads, stepwise
         self.sample, self.components = bundle.manifest.sample.shape, tuple(sorted(bundle.manifest.components))
         self._data = bundle.data
         self.library, self.model = open_bytes(bundle.data)

@@ -35,7 +35,7 @@ __all__ = ["Report", "Session", "Stream", "load", "open_session"]
 
 logger = logging.getLogger(__name__)
 
-_RUNTIMES: dict[str, type[Stepwise] | type[Native]] = {"python": Stepwise, "native": Native}
+_RUNTIMES = ("python", "native")
 
 Tensor = npt.NDArray[Any]
 
@@ -84,18 +84,31 @@ class Stream:
 class Session:
     """A bundle whose components are open in an engine; a context manager. Made by `load`."""
 
-    def __init__(self, bundle: Bundle, variant: Variant, *, threads: int = 0, fused: bool = False, runtime: str = "python") -> None:
+    def __init__(self, bundle: Bundle, variant: Variant, *, threads: int = 0, fused: bool | None = None, runtime: str = "python") -> None:
         if runtime not in _RUNTIMES:
             raise RuntimeFault(f"runtime {runtime!r}: {nearest(runtime, _RUNTIMES)}", Status.UNKNOWN_NAME)
         if fused and runtime != "python":
-            raise RuntimeFault("fused programs run in the Python runtime; leave out runtime='native' or fused=True", Status.BAD_ARGUMENT)
+            message = "only the Python runtime makes fused programs; leave out fused=True, and runtime='native' runs those that the bundle holds"
+            raise RuntimeFault(message, Status.BAD_ARGUMENT)
         self.bundle = bundle
         self.variant = variant
         specs = {c.name: c for c in bundle.manifest.conditions}
         self._needed = {name: {i.name: specs[i.name] for i in program.inputs if i.kind == "condition"} for name, program in bundle.programs.items()}
         self._thread = threading.local()
-        self._runner: Stepwise | Native | None = _RUNTIMES[runtime](bundle, variant, threads)
-        self._fused = FusedPrograms(bundle, variant, threads) if fused else None
+        threads = threads or variant.threads
+        self._runner: Stepwise | Native | None
+        self._fused: FusedPrograms | None = None
+        if runtime == "native":
+            self._runner = Native(bundle, variant, threads, stepwise=fused is False)
+            return
+        self._runner = Stepwise(bundle, variant, threads)
+        if fused is not False:
+            self._fused = FusedPrograms(bundle, variant, threads, made=fused is True)
+        default = bundle.manifest.programs[0].name
+        if self._fused is not None and (default, 1) in {(f.program, f.batch) for f in variant.fused}:
+            self._fused.open(default, 1)
+        else:
+            self._runner.open()
 
     @property
     def programs(self) -> tuple[str, ...]:
@@ -135,7 +148,7 @@ class Session:
         given = self._conditions(name, conditions, count)
         start = self._noise(noise, count)
         check_seed(seed)
-        if self._fused is not None and on_step is None:
+        if self._fused is not None and on_step is None and self._fused.has(name, count):
             sample, seconds = self._fused.run(name, given, start, count, seed)
         else:
             sample, seconds = runner.run(name, given, start, count, seed, on_step)
@@ -283,18 +296,19 @@ def _range(spec: ConditionSpec) -> str:
     return f", from {low} to {high}"
 
 
-def load(path: str | Path, *, variant: str | None = None, threads: int = 0, fused: bool = False, runtime: str = "python") -> Session:
+def load(path: str | Path, *, variant: str | None = None, threads: int = 0, fused: bool | None = None, runtime: str = "python") -> Session:
     """Open a bundle on this device.
 
-    variant: a name from the bundle; None takes the first that this device can run, the best when it was measured. threads: of the engine, 0 for one
-    per core. fused: run each program as one graph, made at its first use with a batch (`edgegen.program.fuse`): less time outside the
-    networks, for small ones; a call with on_step still runs step by step. runtime: "python", or "native" for libedgegen (docs/c_api.md).
+    variant: a name from the bundle; None takes the first that this device can run, the best when it was measured. threads: of the engine, 0 for what
+    was measured to be fastest, or one per core. fused: None runs a program as one network where the variant holds it for the batch; True also
+    makes those that it does not hold, at their first use (`edgegen.program.fuse`); False runs step by step. A call with on_step runs step by
+    step. runtime: "python", or "native" for libedgegen (docs/c_api.md).
     Raises BundleError (the file), or RuntimeFault (BACKEND_MISSING, NO_VARIANT, BACKEND_FAILED: this device).
     """
     return open_session(open_bundle(path), variant=variant, threads=threads, fused=fused, runtime=runtime)
 
 
-def open_session(bundle: Bundle, *, variant: str | None = None, threads: int = 0, fused: bool = False, runtime: str = "python") -> Session:
+def open_session(bundle: Bundle, *, variant: str | None = None, threads: int = 0, fused: bool | None = None, runtime: str = "python") -> Session:
     """A session over a bundle that is already read; see `load`."""
     variants = {v.name: v for v in bundle.manifest.variants}
     if variant is not None:

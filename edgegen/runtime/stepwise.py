@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -37,14 +38,22 @@ class _Timed:
 
 
 class Stepwise:
-    """A variant's networks open in ONNX Runtime, and the bundle's programs; safe to use from several threads."""
+    """A variant's networks in ONNX Runtime, and the bundle's programs; safe to use from several threads."""
 
     def __init__(self, bundle: Bundle, variant: Variant, threads: int) -> None:
         self._sample = bundle.manifest.sample.shape
         self._programs = {name: Executable(program) for name, program in bundle.programs.items()}
+        self._bundle, self._variant, self._threads = bundle, variant, threads
         self._components: dict[str, OrtComponent] = {}
-        for name in variant.components:
-            self._components[name] = open_component(bundle, variant, name, threads=threads)
+        self._lock = threading.Lock()
+
+    def open(self) -> dict[str, OrtComponent]:
+        """The networks, opened when they are first needed: a session that only runs fused programs needs none."""
+        with self._lock:
+            if not self._components:
+                made = {n: open_component(self._bundle, self._variant, n, threads=self._threads) for n in self._variant.components}
+                self._components = made
+            return self._components
 
     def run(
         self, name: str, conditions: Mapping[str, Tensor], noise: Tensor | None, batch: int, seed: int, on_step: OnStep | None,
@@ -58,7 +67,7 @@ class Stepwise:
         call = 0 if stream is None else stream.calls
         start = normals(seed, 0, (batch, *self._sample), call) if noise is None else noise
         inputs = dict(conditions) | initial_state(executable.program, start)
-        timed = {component: _Timed(opened) for component, opened in self._components.items()}
+        timed = {component: _Timed(opened) for component, opened in (self._components or self.open()).items()}
         sample = executable.run(timed, inputs, seed=seed, on_step=on_step, stream=stream, rows=batch)["sample"]
         return np.asarray(sample), {component: t.seconds for component, t in timed.items()}
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from edgegen import canonical
-from edgegen.bundle import Golden, Manifest, ProgramEntry, Variant, bundle_bytes, parse_bundle
+from edgegen.bundle import FusedEntry, Golden, Manifest, ProgramEntry, Variant, bundle_bytes, parse_bundle
 from edgegen.bundle.layout import HEADER, MAGIC, aligned
 from edgegen.errors import Status
 from edgegen.program import Clamp, Eval, Imm, Input, Program, Reg, program_to_json
@@ -22,12 +22,13 @@ PROGRAM = Program(
 )
 MANIFEST = Manifest(
     "small", "a \"quoted\" \\ name, é", "", "test", False, SampleSpec((2,)), (ConditionSpec("c", "int64", (), 0, 3),), {"f": SIGNATURE},
-    (ProgramEntry("one", 1, "program.0.json"),), (Variant("float32", "elsewhere", {"f": "f.onnx"}, (Golden("one", "golden.f32", 0.5),)),),
+    (ProgramEntry("one", 1, "program.0.json"),), (Variant("float32", "elsewhere", {"f": "f.onnx"}, (Golden("one", "golden.f32", 0.5),), fused=(FusedEntry("one", 2, "fused.onnx"),), threads=2),),
     {"recipe": "recipe.json"},
 )  # fmt: skip
 MEMBERS = {
     "program.0.json": canonical.encode(program_to_json(PROGRAM)),
     "f.onnx": b"not checked before a session opens it",
+    "fused.onnx": b"nor this",
     "golden.f32": np.zeros(2, np.float32).tobytes(),
     "recipe.json": canonical.encode({"schema": 1}),
 }
@@ -48,7 +49,7 @@ def reheadered(data, **fields):
     return HEADER.pack(*values.values()) + data[64:]
 
 
-def rebuilt(text, body, members=4):
+def rebuilt(text, body, members=5):
     """A file with this manifest text and a header that fits it."""
     total = 64 + len(text) + len(body)
     return HEADER.pack(MAGIC, 1, 0, 0, 64, len(text), members, total, hashlib.sha256(text).digest()) + text + body
@@ -282,7 +283,7 @@ CASES = [
     ("member of 0 bytes", edited(setter("members", 0, "nbytes", 0)), S.BAD_TABLE),
     ("member of -1 bytes", edited(setter("members", 0, "nbytes", -1)), S.BAD_TABLE),
     ("member of 2^62 bytes", edited(setter("members", 3, "nbytes", 2**62)), S.BAD_TABLE),
-    ("member one byte short", edited(lambda v: v["members"][3].__setitem__("nbytes", v["members"][3]["nbytes"] - 1)), S.BAD_TABLE),
+    ("member one byte short", edited(lambda v: v["members"][-1].__setitem__("nbytes", v["members"][-1]["nbytes"] - 1)), S.BAD_TABLE),
     ("wrong member hash", edited(setter("members", 0, "sha256", "0" * 64)), S.CORRUPT),
     ("member hash in capitals", edited(lambda v: v["members"][0].__setitem__("sha256", v["members"][0]["sha256"].upper())), S.CORRUPT),
     ("manifest of another version", edited(setter("format", "1.1")), S.BAD_VERSION),
@@ -293,6 +294,23 @@ CASES = [
     ("no programs", edited(setter("programs", [])), S.INCONSISTENT),
     ("variant without its component", edited(setter("variants", 0, "components", {})), S.INCONSISTENT),
     ("variant naming an absent member", edited(setter("variants", 0, "components", "f", "g.onnx")), S.INCONSISTENT),
+    ("fused without a member", edited(setter("variants", 0, "fused", 0, "member", ...)), S.BAD_MANIFEST),
+    ("fused batch as a text", edited(setter("variants", 0, "fused", 0, "batch", "2")), S.BAD_MANIFEST),
+    ("fused program as a number", edited(setter("variants", 0, "fused", 0, "program", 1)), S.BAD_MANIFEST),
+    ("fused as an object", edited(setter("variants", 0, "fused", {})), S.BAD_MANIFEST),
+    ("fused with a key more", edited(setter("variants", 0, "fused", 0, "engine", "x")), S.BAD_MANIFEST),
+    ("fused in an absent member", edited(setter("variants", 0, "fused", 0, "member", "other.onnx")), S.INCONSISTENT),
+    ("fused of an unknown program", edited(setter("variants", 0, "fused", 0, "program", "two")), S.INCONSISTENT),
+    ("fused batch 0", edited(setter("variants", 0, "fused", 0, "batch", 0)), S.INCONSISTENT),
+    ("fused batch 65537", edited(setter("variants", 0, "fused", 0, "batch", 65537)), S.INCONSISTENT),
+    ("fused batch 2^32 + 1", edited(setter("variants", 0, "fused", 0, "batch", 2**32 + 1)), S.INCONSISTENT),
+    ("fused twice", edited(lambda v: v["variants"][0].update(fused=v["variants"][0]["fused"] * 2)), S.INCONSISTENT),
+    ("257 fused programs", edited(lambda v: v["variants"][0].update(fused=v["variants"][0]["fused"] * 257)), S.LIMIT),
+    ("threads -1", edited(setter("variants", 0, "threads", -1)), S.INCONSISTENT),
+    ("threads 1025", edited(setter("variants", 0, "threads", 1025)), S.INCONSISTENT),
+    ("threads 2^32", edited(setter("variants", 0, "threads", 2**32)), S.INCONSISTENT),
+    ("threads as a text", edited(setter("variants", 0, "threads", "2")), S.BAD_MANIFEST),
+    ("variant without threads", edited(setter("variants", 0, "threads", ...)), S.BAD_MANIFEST),
     ("golden of an unknown program", edited(setter("variants", 0, "golden", 0, "program", "two")), S.INCONSISTENT),
     ("golden with a negative tolerance", edited(setter("variants", 0, "golden", 0, "tolerance", "-0x1.0000000000000p+0")), S.INCONSISTENT),
     ("golden tolerance as inf", edited(setter("variants", 0, "golden", 0, "tolerance", "inf")), S.BAD_MANIFEST),

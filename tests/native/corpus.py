@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgegen.errors import Status
 from tests.attacks import bundles, programs
+from tests.attacks.fused import FUSED, fused_bundle
 from tests.attacks.networks import ENCODINGS, NETWORKS, QUANTIZED, constant, field, varint, whole, with_encoding, with_network
 
 __all__ = ["everything", "write_corpus"]
@@ -30,6 +31,8 @@ def everything(tiny_bundle: Path) -> list[Record]:
         records.append((f"network: {name}", with_network(tiny_bundle, change), Status.INCONSISTENT))
     for name, encode in ENCODINGS.items():
         records.append((f"encoding: {name}", with_encoding(tiny_bundle, encode), Status.INCONSISTENT))
+    records += [(f"network: fused: {name}", data, Status.INCONSISTENT) for name, (data, _) in FUSED.items()]
+    records.append(("network: fused, sound", fused_bundle(), Status.OK))
     packed = with_encoding(tiny_bundle, lambda m: whole(m, graph=constant(dims=field(1, varint(1) + varint(2)))))
     records.append(("encoding: sound, with packed sizes", packed, Status.OK))
     records.append(("network: sound, of four bits", with_network(tiny_bundle, QUANTIZED), Status.OK))

@@ -20,8 +20,9 @@ from edgegen.program import interpret, normals
 from edgegen.runtime import native
 from edgegen.runtime.session import open_session
 from edgegen.targets.onnxruntime import check_model, network_of
-from edgegen.targets.onnxruntime.component import _checked
+from edgegen.targets.onnxruntime.component import _checked_component
 from edgegen.targets.onnxruntime.weights import outside
+from tests.attacks.fused import FUSED, fused_bundle
 from tests.attacks.networks import NETWORKS, QUANTIZED, with_network
 from tests.tiny import cell_model, stream_bundle, tiny_model
 
@@ -183,6 +184,25 @@ def test_nor_does_it_in_the_native_runtime(tiny_bundle, name):
     assert e.value.code == Status.INCONSISTENT and "ONNX Runtime" not in str(e.value)
 
 
+@pytest.mark.parametrize("name", FUSED)
+def test_a_fused_program_that_is_not_what_it_says_never_reaches_the_engine(name, runtime, monkeypatch):
+    data, message = FUSED[name]
+    monkeypatch.setattr("edgegen.targets.onnxruntime.component.open_engine", lambda *a: pytest.fail("the engine was called"))
+    with pytest.raises(BundleError) as e:
+        open_session(parse_bundle(data), runtime=runtime)
+    assert e.value.code == Status.INCONSISTENT and "ONNX Runtime" not in str(e.value)
+    assert runtime == "native" or re.search(message, str(e.value))
+
+
+def test_a_sound_fused_program_runs_in_every_runtime(runtime):
+    with open_session(parse_bundle(fused_bundle()), runtime=runtime, threads=1) as session:
+        noise = normals(7, 0, (1, 2, 4)) + normals(7, 3, (1, 2, 4))
+        np.testing.assert_array_equal(session.generate(seed=7), noise)
+        assert session.report.nfe == {"f": 1}
+        with pytest.raises(EdgegenError, match="not an ONNX"):  # two samples go step by step, and that network is none
+            session.generate(seed=7, batch=2)
+
+
 def test_there_are_at_least_thirty_such_networks():
     assert len(NETWORKS) >= 30
 
@@ -198,7 +218,7 @@ def test_a_sound_matmul_of_few_bits_passes_the_checks(tiny_bundle):
     model = onnx.load_model_from_string(open_bundle(tiny_bundle).member("denoiser.float32.onnx"))
     QUANTIZED(model)
     bundle = open_bundle(tiny_bundle)
-    place = ("denoiser.float32.weights", bundle.table["denoiser.float32.weights"].nbytes)
+    place = {"denoiser.float32.weights": bundle.table["denoiser.float32.weights"].nbytes}
     check_model(model, bundle.manifest.components["denoiser"], "test", place)
 
 
@@ -255,7 +275,7 @@ def test_importing_edgegen_needs_numpy_only():
 
 @pytest.mark.parametrize("what", [dict(runtime="nativ"), dict(runtime="native", fused=True)])
 def test_a_runtime_that_is_none_or_cannot_do_that_is_refused(tiny_bundle, what):
-    with pytest.raises(RuntimeFault, match=r"did you mean 'native'|fused programs run in the Python runtime"):
+    with pytest.raises(RuntimeFault, match=r"did you mean 'native'|only the Python runtime makes fused programs"):
         edgegen.load(tiny_bundle, **what)
 
 
@@ -396,8 +416,8 @@ def test_weights_outside_the_model_are_read_in_place_and_optimized_as_inside(tin
 
     bundle = open_bundle(tiny_bundle)
     for variant in [v for v in bundle.manifest.variants if v.weights]:
-        model, weights = _checked(bundle, variant, "denoiser")
-        assert len(weights) == 2304 and all(len(t.raw_data) < 1024 for t in model.graph.initializer)
+        model, weights = _checked_component(bundle, variant, "denoiser")
+        assert [len(w) for w in weights.values()] == [2304] and all(len(t.raw_data) < 1024 for t in model.graph.initializer)
         kinds = []
         for name, data, views in (
             ("in", network_of(bundle, variant, "denoiser").SerializeToString(), {}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgegen.errors import BundleError, Status
@@ -43,8 +44,8 @@ def parse_model(data: bytes, where: str) -> onnx.ModelProto:
     return model
 
 
-def _check_constant(tensor: Any, where: str, weights: tuple[str, int] | None, *, initializer: bool) -> None:
-    """weights: the member that holds large constants, and its size."""
+def _check_constant(tensor: Any, where: str, weights: Mapping[str, int], *, initializer: bool) -> None:
+    """weights: the members that hold large constants, and their sizes."""
     where = f"{where}: tensor {tensor.name!r}"
     if tensor.data_type not in _BYTES:
         raise _bad(where, f"has ONNX data type {tensor.data_type}, which components may not hold")
@@ -55,22 +56,22 @@ def _check_constant(tensor: Any, where: str, weights: tuple[str, int] | None, *,
     if any(lists) or tensor.HasField("segment"):
         raise _bad(where, "is stored as a list of numbers; components hold raw bytes")
     if tensor.external_data or tensor.data_location:
-        if weights is None or not initializer or tensor.data_location != EXTERNAL or tensor.HasField("raw_data"):
+        if not weights or not initializer or tensor.data_location != EXTERNAL or tensor.HasField("raw_data"):
             raise _bad(where, "lies in another file (external data); save the model with its weights inside")
         _check_place(tensor, where, weights, expected)
     elif len(tensor.raw_data) != expected:
         raise _bad(where, f"{len(tensor.raw_data)} bytes for shape {list(tensor.dims)}, expected {expected}")
 
 
-def _check_place(tensor: Any, where: str, weights: tuple[str, int], expected: int) -> None:
+def _check_place(tensor: Any, where: str, weights: Mapping[str, int], expected: int) -> None:
     entries = [(e.key, e.value) for e in tensor.external_data]
-    if [key for key, _ in entries] != ["location", "offset", "length"] or entries[0][1] != weights[0]:
-        raise _bad(where, f"external data {entries}, expected a location, which is {weights[0]!r}, an offset and a length")
+    if [key for key, _ in entries] != ["location", "offset", "length"] or entries[0][1] not in weights:
+        raise _bad(where, f"external data {entries}, expected a location, which is {' or '.join(map(repr, weights))}, an offset and a length")
     if not all(_DECIMAL.fullmatch(value) for _, value in entries[1:]):
         raise _bad(where, f"external data {entries}: the offset and the length are decimal numbers")
-    offset, length = (int(value) for _, value in entries[1:])
-    if offset % ALIGNMENT or length != expected or offset + length > weights[1]:
-        message = f"{length} bytes at {offset} of {weights[1]}; expected {expected} at a multiple of {ALIGNMENT}"
+    offset, length, size = int(entries[1][1]), int(entries[2][1]), weights[entries[0][1]]
+    if offset % ALIGNMENT or length != expected or offset + length > size:
+        message = f"{length} bytes at {offset} of {size}; expected {expected} at a multiple of {ALIGNMENT}"
         raise _bad(where, message)
 
 
@@ -108,10 +109,10 @@ def _check_matmul(node: Any, constants: dict[str, Any], where: str) -> None:
             )
 
 
-def check_model(model: onnx.ModelProto, signature: Signature, where: str, weights: tuple[str, int] | None = None) -> None:
+def check_model(model: onnx.ModelProto, signature: Signature, where: str, weights: Mapping[str, int] | None = None) -> None:
     """Raise BundleError (INCONSISTENT) unless the model is self-contained and has this signature.
 
-    weights: the member that holds its large constants and its size in bytes, for the network of a bundle.
+    weights: the members that may hold its large constants and their sizes in bytes, for the network of a bundle.
     """
     graph = model.graph
     if model.functions:
@@ -131,9 +132,9 @@ def check_model(model: onnx.ModelProto, signature: Signature, where: str, weight
             raise _bad(where, f"operator {node.op_type!r} holds a subgraph or a list of tensors, which components may not")
         for a in node.attribute:
             if a.HasField("t"):
-                _check_constant(a.t, where, None, initializer=False)
+                _check_constant(a.t, where, {}, initializer=False)
     for tensor in graph.initializer:
-        _check_constant(tensor, where, weights, initializer=True)
+        _check_constant(tensor, where, weights or {}, initializer=True)
     for node in graph.node:
         if node.op_type == "MatMulNBits":
             _check_matmul(node, constants, where)

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgegen.bundle import Bundle, Provider, Variant
-from edgegen.errors import RuntimeFault, Status
-from edgegen.spec import BATCH, Signature, TensorSpec
+from edgegen.bundle import Bundle, FusedEntry, Provider, Variant
+from edgegen.errors import BundleError, RuntimeFault, Status
+from edgegen.program.shapes import infer_shapes, noise_shapes
+from edgegen.spec import BATCH, MAX_TENSORS, Signature, TensorSpec
 from edgegen.targets.onnxruntime.check import check_model, parse_model
 from edgegen.targets.onnxruntime.weights import join_weights, outside
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["OrtComponent", "network_of", "onnxruntime_version", "open_component", "open_engine"]
+__all__ = ["OrtComponent", "fused_signature", "network_of", "onnxruntime_version", "open_component", "open_engine", "open_fused"]
 
 _KEPT_TIMES = 4096
 _construct = threading.Lock()
@@ -97,25 +98,70 @@ def open_engine(
     return session
 
 
-def _checked(bundle: Bundle, variant: Variant, component: str) -> tuple[onnx.ModelProto, bytes]:
-    """A component's model, checked, and its weights (empty if it has none)."""
-    member, weights = variant.components[component], variant.weights.get(component)
-    model, data = parse_model(bundle.member(member), member), b"" if weights is None else bundle.member(weights)
-    place = None if weights is None else (weights, len(data))
-    check_model(model, bundle.manifest.components[component], f"{bundle.origin}: member {member!r}", place)
+def _checked(bundle: Bundle, member: str, signature: Signature, weights: Iterable[str]) -> tuple[onnx.ModelProto, dict[str, bytes]]:
+    """The network in a member, checked, and the bytes of the members that may hold its weights."""
+    model, data = parse_model(bundle.member(member), member), {name: bundle.member(name) for name in weights}
+    check_model(model, signature, f"{bundle.origin}: member {member!r}", {name: len(value) for name, value in data.items()})
     return model, data
+
+
+def _checked_component(bundle: Bundle, variant: Variant, component: str) -> tuple[onnx.ModelProto, dict[str, bytes]]:
+    weights = [variant.weights[component]] if component in variant.weights else []
+    return _checked(bundle, variant.components[component], bundle.manifest.components[component], weights)
 
 
 def network_of(bundle: Bundle, variant: Variant, component: str) -> onnx.ModelProto:
     """A component's network as an ONNX model like any other, its weights inside. Raises BundleError (INCONSISTENT)."""
-    model, weights = _checked(bundle, variant, component)
+    model, weights = _checked_component(bundle, variant, component)
     join_weights(model, weights)
     return model
 
 
+def fused_signature(bundle: Bundle, entry: FusedEntry) -> Signature:
+    """What the network of a fused program takes and gives (FORMAT.md, section 3.2): the program's inputs, `draw.K` for each draw, `out.NAME`.
+
+    Raises BundleError (INCONSISTENT) for a program that cannot be fused.
+    """
+    program, manifest = bundle.programs[entry.program], bundle.manifest
+    conditions = {c.name: (c.dtype, c.shape) for c in manifest.conditions}
+    inputs = {i.name: conditions[i.name] if i.kind == "condition" else ("float32", manifest.sample.shape) for i in program.inputs}
+    shapes = {name: shape for name, (_, shape) in inputs.items()}
+    components = {n: tuple({t.name: _tail(t) for t in side} for side in (s.inputs, s.outputs)) for n, s in manifest.components.items()}
+    draws = {} if program.states else noise_shapes(program, shapes, components)  # type: ignore[arg-type]
+    made = [(name, dtype, shape) for name, (dtype, shape) in inputs.items()]
+    made += [(f"draw.{draw}", "float32", shape) for draw, shape in draws.items()]
+    outputs = [] if program.states else infer_shapes(program, shapes, components).items()  # type: ignore[arg-type]
+    given = [(f"out.{name}", "float32", shape) for name, shape in outputs]
+    names = [name for name, _, _ in (*made, *given)]
+    faults = {
+        "has states": bool(program.states),
+        "has an input that is named like a draw": len(set(names)) != len(names),
+        f"has more than {MAX_TENSORS} inputs, draws and outputs": len(names) > MAX_TENSORS,
+        "has a name that is too long": any(len(name) > 64 for name in names),
+        "has a tensor of rank 6, which the batch makes 7": any(len(shape) > 5 for _, _, shape in (*made, *given)),
+    }
+    for what in (w for w, wrong in faults.items() if wrong):
+        raise BundleError(f"{bundle.origin}: the fused program {entry.program!r} {what}", Status.INCONSISTENT)
+    return Signature(*(tuple(TensorSpec(n, d, (entry.batch, *shape)) for n, d, shape in side) for side in (made, given)))
+
+
+def _tail(spec: TensorSpec) -> tuple[int, ...]:
+    return tuple(n for n in spec.shape if isinstance(n, int))
+
+
+def open_fused(bundle: Bundle, variant: Variant, entry: FusedEntry, *, threads: int = 0) -> OrtComponent:
+    """A fused program of a bundle's variant in ONNX Runtime. Raises BundleError (INCONSISTENT) or RuntimeFault."""
+    signature = fused_signature(bundle, entry)
+    model, weights = _checked(bundle, entry.member, signature, variant.weights.values())
+    return OrtComponent(
+        entry.program, bundle.member(entry.member), signature, threads=threads, weights=outside(model, weights), providers=variant.providers,
+        what=f"fused program {entry.program!r}",
+    )  # fmt: skip
+
+
 def open_component(bundle: Bundle, variant: Variant, component: str, *, threads: int = 0) -> OrtComponent:
     """A component of a bundle's variant in ONNX Runtime. Raises BundleError (INCONSISTENT) or RuntimeFault."""
-    model, weights = _checked(bundle, variant, component)
+    model, weights = _checked_component(bundle, variant, component)
     return OrtComponent(
         component, bundle.member(variant.components[component]), bundle.manifest.components[component],
         threads=threads, weights=outside(model, weights), providers=variant.providers,
@@ -125,14 +171,16 @@ def open_component(bundle: Bundle, variant: Variant, component: str, *, threads:
 class OrtComponent:
     """A network in ONNX Runtime; a context manager. Calls may come from several threads at once.
 
-    model: the ONNX bytes, checked beforehand. threads: of the engine, 0 for one per core. weights, providers: see `open_engine`.
+    model: the ONNX bytes, checked beforehand. threads: of the engine, 0 for one per core. weights, providers: see `open_engine`. what: its name in
+    errors.
     """
 
     def __init__(
         self, name: str, model: bytes, signature: Signature, *, threads: int = 0,
-        weights: Mapping[str, npt.NDArray[Any]] | None = None, providers: Sequence[Provider] = (),
+        weights: Mapping[str, npt.NDArray[Any]] | None = None, providers: Sequence[Provider] = (), what: str = "",
     ) -> None:  # fmt: skip
-        self._session = open_engine(model, f"component {name!r}", threads, weights, providers)
+        self._what = what or f"component {name!r}"
+        self._session = open_engine(model, self._what, threads, weights, providers)
         self._weights = weights
         self.name = name
         self.signature = signature
@@ -194,7 +242,7 @@ class OrtComponent:
         try:
             values = self._session.run(self._outputs, feeds)
         except Exception as e:  # ONNX Runtime's exceptions have no common public base
-            raise RuntimeFault(f"component {self.name!r} failed in ONNX Runtime: {e}", Status.BACKEND_FAILED) from e
+            raise RuntimeFault(f"{self._what} failed in ONNX Runtime: {e}", Status.BACKEND_FAILED) from e
         return dict(zip(self._outputs, values, strict=True))
 
     def __call__(self, **arrays: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:

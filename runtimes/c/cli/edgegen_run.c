@@ -26,7 +26,8 @@ static const char usage[] =
     "  --set NAME=VALUE  a condition: a number, numbers separated by commas, or @FILE.npy; may repeat\n"
     "  -o OUT            out.npy, or .pgm / .ppm for images (out.npy)\n"
     "  --variant NAME    a variant by name; default: the first that runs here\n"
-    "  --threads N       threads of the engine; 0 for one per core (0)\n"
+    "  --threads N       threads of the engine; 0 for what was measured, or one per core (0)\n"
+    "  --stepwise        run step by step also where the variant holds the program as one network\n"
     "  --onnxruntime PATH  of libonnxruntime, if it is not in a usual place\n"
     "  --warmup N, --iters N  of bench (5, 50)\n"
     "  --surrogate       run the exact surrogate of FORMAT.md, section 8, in place of the networks\n"
@@ -49,13 +50,15 @@ static int interrupted;
 
 static void *watch(void *signals) {
   int number = 0;
-  while (sigwait(signals, &number) == 0) {
+  if (sigwait(signals, &number) != 0) return NULL;
+  const struct timespec pause = {0, 20000000};
+  do { /* again and again: the run may not have begun yet */
     pthread_mutex_lock(&guard);
-    if (interrupted++ > 0) _exit(130);
+    interrupted = 1;
     eg_cancel(running);
     pthread_mutex_unlock(&guard);
-  }
-  return NULL;
+  } while (sigtimedwait(signals, NULL, &pause) < 0);
+  _exit(130);
 }
 
 /* The session that Ctrl-C cancels; NULL for none. Returns whether there was a Ctrl-C before. */
@@ -70,14 +73,6 @@ static int set_running(eg_session *session) {
 static void close_session(eg_session *session) {
   set_running(NULL);
   eg_session_destroy(session);
-}
-
-static int32_t on_step(void *user, uint32_t done, uint32_t total, const float *state, size_t elements) {
-  (void)user, (void)done, (void)total, (void)state, (void)elements;
-  pthread_mutex_lock(&guard);
-  const int stop = interrupted;
-  pthread_mutex_unlock(&guard);
-  return stop ? 1 : EG_CONTINUE;
 }
 
 static void on_log(void *user, const char *line) {
@@ -138,6 +133,8 @@ static int parse(int count, char **words, arguments *a) {
       a->exact = 1;
     } else if (strcmp(word, "--digest") == 0) {
       a->digest = 1;
+    } else if (strcmp(word, "--stepwise") == 0) {
+      a->run.flags |= EG_RUN_STEPWISE;
     } else if (word[0] != '-') {
       if (a->file != NULL) return wrong(word, "only one file is expected");
       a->file = word;
@@ -186,7 +183,6 @@ static int parse(int count, char **words, arguments *a) {
   if (!has_suffix(a->output, ".npy") && !is_picture(a->output)) return wrong(a->output, "expected a name that ends in .npy, .pgm or .ppm");
   a->session.log = on_log;
   if (a->exact) a->session.component = surrogate;
-  a->run.on_step = on_step;
   return 0;
 }
 
@@ -464,6 +460,8 @@ static int inspect(const eg_model *model) {
     eg_variant_info v = EG_VARIANT_INFO_INIT;
     eg_variant_describe(model, i, &v);
     printf("variant %s: %s%s%s, %.2f MB, %u golden vectors", v.name, v.engine, v.providers[0] != '\0' ? " with " : "", v.providers, (double)v.bytes / 1e6, v.golden);
+    if (v.fused > 0) printf(", %u programs fused", v.fused);
+    if (v.threads > 0) printf(", %u threads", v.threads);
     if (v.milliseconds != NULL) printf(", %s ms where it was built", v.milliseconds);
     printf("\n");
   }

@@ -254,8 +254,10 @@ typedef struct eg_variant_info {
   const char *providers; /* execution providers before the CPU, separated by commas; "" for none */
   const char *milliseconds; /* what the builder measured for the default program, as written; NULL if it did not */
   uint64_t bytes;           /* of its networks and weights */
+  uint32_t fused;           /* programs that it holds as one network each, which eg_generate takes where it can */
+  uint32_t threads;         /* of the engine: what was fastest where it was measured; 0 for one per core */
 } eg_variant_info;
-#define EG_VARIANT_INFO_INIT {sizeof(eg_variant_info), 0, NULL, NULL, NULL, NULL, 0}
+#define EG_VARIANT_INFO_INIT {sizeof(eg_variant_info), 0, NULL, NULL, NULL, NULL, 0, 0, 0}
 EG_API eg_status eg_variant_describe(const eg_model *model, uint32_t index, eg_variant_info *info);
 
 /* A JSON document of the bundle: "recipe", "report" or "measured". json: receives its text, which does NOT end in NUL; size: its length. Floats in
@@ -287,7 +289,7 @@ typedef void (*eg_log_fn)(void *user, const char *line);
 
 typedef struct eg_session_options {
   uint32_t struct_size;
-  uint32_t threads;            /* of the engine; 0 for one per core */
+  uint32_t threads;            /* of the engine; 0 for the variant's, or one per core */
   uint32_t batch;              /* most samples per run, 1 .. EG_MAX_BATCH; 0 for 1 */
   uint32_t reserved;           /* 0 */
   const char *variant;         /* NULL for the first that this device can run */
@@ -310,7 +312,7 @@ EG_API eg_status eg_session_create(eg_model *model, const eg_session_options *op
 EG_API void eg_session_destroy(eg_session *session);
 
 /* The bytes that a session with these options allocates for a program (NULL: the default program) when it first runs at `batch` samples of the
- * options, engine and networks apart. bytes: receives them. message: as of eg_open. Allocates and releases while it computes.
+ * options, fused or not, engine and networks apart. bytes: receives them. message: as of eg_open. Allocates and releases while it computes.
  * Returns EG_BAD_ARGUMENT, EG_OUT_OF_RANGE (batch), EG_UNKNOWN_NAME (program), EG_NO_MEMORY. */
 EG_API eg_status eg_session_memory(eg_model *model, const eg_session_options *options, const char *program, uint64_t *bytes, eg_message *message);
 
@@ -344,6 +346,8 @@ typedef int32_t (*eg_step_fn)(void *user, uint32_t done, uint32_t total, const f
 
 /* eg_run_options.flags: let NaN and infinity pass through networks and into the sample. The caller's inputs must still be finite. */
 #define EG_RUN_NONFINITE 1u
+/* eg_run_options.flags: run step by step also where the variant holds the program as one network. A run with a step function does so anyway. */
+#define EG_RUN_STEPWISE 2u
 
 typedef struct eg_run_options {
   uint32_t struct_size;
@@ -403,7 +407,8 @@ typedef struct eg_report {
 #define EG_REPORT_INIT {sizeof(eg_report), 0, 0.0, 0.0, NULL, NULL, 0, 0}
 EG_API eg_status eg_session_report(eg_session *session, eg_report *report);
 
-/* Of one component (by its index in the model) in the last run: evaluations and seconds. */
+/* Of one component (by its index in the model) in the last run: evaluations and seconds. The seconds of a program that ran fused are shared out by
+ * evaluations. */
 EG_API eg_status eg_session_component_report(eg_session *session, uint32_t component, uint32_t *evaluations, double *seconds);
 
 /* A known answer of the bundle, run on this device: seed 0, one sample, default conditions. Conditions that were set stay set. */

@@ -154,7 +154,7 @@ struct Variant {
   std::string name, engine, providers;
   std::optional<std::string> milliseconds;
   std::uint64_t bytes;
-  std::uint32_t golden;
+  std::uint32_t golden, fused, threads;
 };
 
 struct SessionInfo {
@@ -258,6 +258,7 @@ struct RunOptions {
   Span<const float> noise = {};  // empty: the seed's
   OnStep on_step = {};
   bool allow_nonfinite = false;
+  bool stepwise = false;  // also where the variant holds the program as one network
 };
 
 namespace detail {
@@ -304,7 +305,7 @@ inline eg_session_options session_options(const SessionOptions &given) {
 // Without the step function.
 inline eg_run_options run_options(const RunOptions &given) {
   eg_run_options made = EG_RUN_OPTIONS_INIT;
-  made.flags = given.allow_nonfinite ? EG_RUN_NONFINITE : 0u;
+  made.flags = (given.allow_nonfinite ? EG_RUN_NONFINITE : 0u) | (given.stepwise ? EG_RUN_STEPWISE : 0u);
   made.seed = given.seed;
   made.program = text_or_null(given.program);
   made.steps = given.steps;
@@ -389,7 +390,7 @@ class Model {
     for (std::uint32_t i = 0; i < described().variants; ++i) {
       eg_variant_info v = EG_VARIANT_INFO_INIT;
       detail::check(eg_variant_describe(handle(), i, &v), "variant");
-      all.push_back({v.name, v.engine, v.providers, v.milliseconds == nullptr ? std::nullopt : std::optional<std::string>(v.milliseconds), v.bytes, v.golden});
+      all.push_back({v.name, v.engine, v.providers, v.milliseconds == nullptr ? std::nullopt : std::optional<std::string>(v.milliseconds), v.bytes, v.golden, v.fused, v.threads});
     }
     return all;
   }

@@ -82,6 +82,8 @@ FROZEN(eg_variant_info, engine, 8 + P);
 FROZEN(eg_variant_info, providers, 8 + 2 * P);
 FROZEN(eg_variant_info, milliseconds, 8 + 3 * P);
 FROZEN(eg_variant_info, bytes, 8 + 4 * P);
+FROZEN(eg_variant_info, fused, 16 + 4 * P);
+FROZEN(eg_variant_info, threads, 20 + 4 * P);
 
 FROZEN(eg_tensor, dtype, 4);
 FROZEN(eg_tensor, name, 8);

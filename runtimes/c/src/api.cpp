@@ -122,10 +122,11 @@ eg::RunOptions run_options(const eg_run_options *given) {
   eg::RunOptions made;
   if (given == nullptr) return made;
   const eg_run_options known = read_struct(given, "eg_run_options");
-  if ((known.flags & ~EG_RUN_NONFINITE) != 0) fail(EG_BAD_ARGUMENT, "eg_run_options: unknown flags %#x", static_cast<unsigned>(known.flags));
+  if ((known.flags & ~(EG_RUN_NONFINITE | EG_RUN_STEPWISE)) != 0) fail(EG_BAD_ARGUMENT, "eg_run_options: unknown flags %#x", static_cast<unsigned>(known.flags));
   need(reinterpret_cast<uintptr_t>(known.noise) % alignof(float) == 0, "eg_run_options: noise is not aligned to its elements");
   made.context.seed = known.seed;
   made.context.nonfinite_allowed = (known.flags & EG_RUN_NONFINITE) != 0;
+  made.stepwise = (known.flags & EG_RUN_STEPWISE) != 0;
   made.context.on_step = known.on_step;
   made.context.user = known.user;
   made.program = known.program;
@@ -268,6 +269,9 @@ eg_status eg_variant_describe(const eg_model *model, uint32_t index, eg_variant_
     made.milliseconds = texts.milliseconds;
     for (eg::Items c(v.components); c.next();) made.bytes += model->bundle.member(c.value.string()).size();
     for (eg::Items w(v.weights); w.next();) made.bytes += model->bundle.member(w.value.string()).size();
+    for (eg::Items f(v.fused); f.next();) made.bytes += model->bundle.member(eg::member_of(f.value, "member")).size();
+    made.fused = static_cast<uint32_t>(v.fused.count());
+    made.threads = v.threads;
   });
 }
 
@@ -314,7 +318,7 @@ eg_status eg_session_describe(const eg_session *session, eg_session_info *info) 
     eg_session_info made{};
     made.batch = session->batch;
     made.variant = session->model.texts.variants[session->variant].name;
-    made.engine = session->engine->description();
+    made.engine = session->engine();
     write_struct(info, made, "eg_session_info");
   });
 }
@@ -389,8 +393,8 @@ eg_status eg_session_report(eg_session *session, eg_report *report) {
     session->need_run();
     eg_report made{};
     for (size_t i = 0; i < session->model.bundle.manifest().components.size(); ++i) {
-      made.evaluations += session->last->evaluations(i);
-      made.network_seconds += session->last->seconds(i);
+      made.evaluations += session->evaluations(i);
+      made.network_seconds += session->seconds(i);
     }
     made.seconds = session->last_seconds;
     made.program = session->model.texts.programs[session->last_program];
@@ -406,8 +410,8 @@ eg_status eg_session_component_report(eg_session *session, uint32_t component, u
     const size_t count = session->model.bundle.manifest().components.size();
     if (component >= count) fail(EG_OUT_OF_RANGE, "component %u of %zu", component, count);
     session->need_run();
-    *evaluations = session->last->evaluations(component);
-    *seconds = session->last->seconds(component);
+    *evaluations = session->evaluations(component);
+    *seconds = session->seconds(component);
   });
 }
 

@@ -239,6 +239,7 @@ void Bundle::check_references() const {
     for (Items c(v.components); c.next();) mark(c.value.string());
     for (Items w(v.weights); w.next();) mark(w.value.string());
     for (Items g(v.golden); g.next();) mark(member_of(g.value, "member"));
+    for (Items f(v.fused); f.next();) mark(member_of(f.value, "member"));
   }
   for (size_t i = 0; i < table_.size(); ++i) {
     EG_CHECK(named[i] != 0, EG_INCONSISTENT, "nothing names the member '%.*s'", EG_SHOW(table_[i].name));

@@ -13,8 +13,8 @@ using Kind = Json::Kind;
 constexpr size_t kMaxText = 2048;
 constexpr size_t kMaxTensors = 2048;
 constexpr size_t kMaxConditions = 64, kMaxComponents = 64, kMaxPrograms = 256, kMaxVariants = 64, kMaxDocuments = 64;
-constexpr size_t kMaxGolden = 256, kMaxProviders = 16, kMaxOptions = 64;
-constexpr int64_t kMaxSteps = 65536;
+constexpr size_t kMaxGolden = 256, kMaxFused = 256, kMaxProviders = 16, kMaxOptions = 64;
+constexpr int64_t kMaxSteps = 65536, kMaxThreads = 1024;
 
 struct Dtype {
   const char *name;
@@ -169,19 +169,27 @@ Golden read_golden(Json value, const char *where) {
   return {program.string(), member.string(), hex_float(tolerance.string(), where)};
 }
 
+FusedEntry read_fused(Json value, const char *where) {
+  Json batch, member, program;
+  read_fields(value, EG_BAD_MANIFEST, where, {{"batch", Kind::integer, &batch}, {"member", Kind::string, &member}, {"program", Kind::string, &program}});
+  const int64_t count = batch.integer();  // checked with what must agree, at the end
+  return {program.string(), member.string(), count >= 1 && count <= EG_MAX_BATCH ? static_cast<uint32_t>(count) : 0};
+}
+
 void read_variant(Json value, size_t index, Manifest *m) {
   const Where where("variants", index);
-  Json name, engine;
+  Json name, engine, threads;
   Variant v;
   read_fields(value, EG_BAD_MANIFEST, where.text,
-              {{"components", Kind::object, &v.components}, {"engine", Kind::string, &engine}, {"golden", Kind::array, &v.golden}, {"name", Kind::string, &name},
-               {"providers", Kind::array, &v.providers}, {"weights", Kind::object, &v.weights}});
+              {{"components", Kind::object, &v.components}, {"engine", Kind::string, &engine}, {"fused", Kind::array, &v.fused}, {"golden", Kind::array, &v.golden},
+               {"name", Kind::string, &name}, {"providers", Kind::array, &v.providers}, {"threads", Kind::integer, &threads}, {"weights", Kind::object, &v.weights}});
   v.name = name.string();
   v.engine = engine.string();
   CHECK_NAME(v.name, where.text);
   CHECK_NAME(v.engine, where.text);
   CHECK_COUNT(v.providers.count(), kMaxProviders, where.text, "providers");
   CHECK_COUNT(v.golden.count(), kMaxGolden, where.text, "golden vectors");
+  CHECK_COUNT(v.fused.count(), kMaxFused, where.text, "fused programs");
   for (Items i(v.providers); i.next();) {
     Json provider, options;
     read_fields(i.value, EG_BAD_MANIFEST, where.text, {{"name", Kind::string, &provider}, {"options", Kind::object, &options}});
@@ -192,6 +200,9 @@ void read_variant(Json value, size_t index, Manifest *m) {
   check_strings(v.components, where.text);
   check_strings(v.weights, where.text);
   for (Items i(v.golden); i.next();) read_golden(i.value, where.text);
+  for (Items i(v.fused); i.next();) read_fused(i.value, where.text);
+  const int64_t count = threads.integer();  // checked with what must agree, at the end
+  v.threads = count >= 0 && count <= kMaxThreads ? static_cast<uint32_t>(count) : UINT32_MAX;
   m->variants.push_back(v);
 }
 
@@ -228,6 +239,17 @@ void check_agreement(const Manifest &m) {
       const Golden vector = read_golden(g.value, "golden");
       EG_CHECK(m.find_program(vector.program) >= 0, EG_INCONSISTENT, "variant '%.*s' has a golden vector of '%.*s', which is no program", EG_SHOW(v.name), EG_SHOW(vector.program));
       EG_CHECK(vector.tolerance >= 0.0, EG_INCONSISTENT, "variant '%.*s' has a negative tolerance", EG_SHOW(v.name));
+    }
+    EG_CHECK(v.threads <= kMaxThreads, EG_INCONSISTENT, "variant '%.*s': threads must be in 0 .. %lld", EG_SHOW(v.name), static_cast<long long>(kMaxThreads));
+    const size_t fused = v.fused.count();
+    for (size_t f = 0; f < fused; ++f) {
+      const FusedEntry entry = fused_of(v, f);
+      EG_CHECK(m.find_program(entry.program) >= 0, EG_INCONSISTENT, "variant '%.*s' fuses '%.*s', which is no program", EG_SHOW(v.name), EG_SHOW(entry.program));
+      EG_CHECK(entry.batch != 0, EG_INCONSISTENT, "variant '%.*s' has a fused batch outside 1 .. %d", EG_SHOW(v.name), EG_MAX_BATCH);
+      for (size_t k = 0; k < f; ++k) {
+        const FusedEntry other = fused_of(v, k);
+        EG_CHECK(other.program != entry.program || other.batch != entry.batch, EG_INCONSISTENT, "variant '%.*s' fuses '%.*s' twice for one batch", EG_SHOW(v.name), EG_SHOW(entry.program));
+      }
     }
   }
 }
@@ -320,6 +342,12 @@ Golden golden_of(const Variant &variant, size_t index) {
   Items i(variant.golden);
   for (size_t k = 0; k <= index; ++k) i.next();
   return read_golden(i.value, "golden");
+}
+
+FusedEntry fused_of(const Variant &variant, size_t index) {
+  Items i(variant.fused);
+  for (size_t k = 0; k <= index; ++k) i.next();
+  return read_fused(i.value, "fused");
 }
 
 size_t bytes_of(eg_dtype dtype) { return kDtypes[dtype - 1].bytes; }

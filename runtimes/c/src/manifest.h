@@ -54,9 +54,15 @@ struct Golden {
   double tolerance;
 };
 
+struct FusedEntry {
+  View program, member;
+  uint32_t batch;
+};
+
 struct Variant {
   View name, engine;
-  Json providers, components, weights, golden;
+  Json providers, components, weights, golden, fused;
+  uint32_t threads;
 };
 
 struct Manifest {
@@ -90,6 +96,9 @@ View member_of(Json object, View key);
 
 // Golden vector `index` of a variant that was checked.
 Golden golden_of(const Variant &variant, size_t index);
+
+// Fused program `index` of a variant that was checked.
+FusedEntry fused_of(const Variant &variant, size_t index);
 
 size_t bytes_of(eg_dtype dtype);
 const char *dtype_name(eg_dtype dtype);

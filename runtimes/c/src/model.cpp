@@ -81,18 +81,46 @@ void eg_model::release() {
   own.destroy(this);
 }
 
-eg::Engine *eg_model::take_engine(uint32_t variant, uint32_t threads, const char *path) {
+eg::SharedEngine eg_model::take_engine(uint32_t variant, int fused, uint32_t threads, const char *path) {
   const std::lock_guard<std::mutex> lock(mutex);
   for (eg::SharedEngine &e : engines) {
-    if (e.variant != variant || e.threads != threads || !same_path(e.path, path)) continue;
+    if (e.variant != variant || e.fused != fused || e.threads != threads || !same_path(e.path, path)) continue;
     ++e.users;
-    return e.engine;
+    return e;
   }
   engines.reserve(engines.size() + 1);  // so that nothing fails once the engine is open
   const char *known = path == nullptr ? nullptr : texts.kept.keep(path);
-  eg::Engine *engine = eg::open_onnxruntime(memory, bundle, bundle.manifest().variants[variant], threads, path);
-  engines.push_back({variant, threads, known, 1, engine});
-  return engine;
+  eg::Fused *program = fused < 0 ? nullptr : memory.make<eg::Fused>(memory);
+  try {
+    eg::Engine *engine = open_engine(bundle.manifest().variants[variant], fused, program, threads, path);
+    engines.push_back({variant, threads, fused, known, 1, engine, program});
+  } catch (...) {
+    if (program != nullptr) memory.destroy(program);
+    throw;
+  }
+  return engines.back();
+}
+
+eg::Engine *eg_model::open_engine(const eg::Variant &variant, int fused, eg::Fused *program, uint32_t threads, const char *path) {
+  eg::Networks networks(memory, program == nullptr ? bundle.manifest() : program->manifest);
+  const auto add_weights = [&](View member) { networks.weights.back().push_back({member, bundle.member(member)}); };
+  if (program == nullptr) {
+    for (const eg::Component &c : bundle.manifest().components) {
+      networks.models.push_back(bundle.member(eg::member_of(variant.components, c.name)));
+      networks.weights.emplace_back();
+      const View member = eg::member_of(variant.weights, c.name);
+      if (!member.empty()) add_weights(member);
+    }
+  } else {
+    const eg::FusedEntry entry = eg::fused_of(variant, static_cast<size_t>(fused));
+    eg::make_fused(memory, bundle, entry, program);
+    networks.kind = "fused program";
+    networks.batch = entry.batch;
+    networks.models.push_back(bundle.member(entry.member));
+    networks.weights.emplace_back();
+    for (Items w(variant.weights); w.next();) add_weights(w.value.string());
+  }
+  return eg::open_onnxruntime(memory, networks, variant.providers, threads, path);
 }
 
 void eg_model::return_engine(eg::Engine *engine) noexcept {
@@ -100,8 +128,10 @@ void eg_model::return_engine(eg::Engine *engine) noexcept {
   for (size_t i = 0; i < engines.size(); ++i) {
     if (engines[i].engine != engine) continue;
     if (--engines[i].users > 0) return;
+    eg::Fused *program = engines[i].program;
     engines.erase(engines.begin() + static_cast<ptrdiff_t>(i));
-    break;
+    engine->destroy();
+    if (program != nullptr) memory.destroy(program);
+    return;
   }
-  engine->destroy();  // no longer shared, or the session's own
 }

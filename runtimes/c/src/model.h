@@ -5,16 +5,19 @@
 #include <mutex>
 
 #include "bundle.h"
+#include "fused.h"
 #include "plan.h"
 
 namespace eg {
 
-// An engine that sessions with equal options share.
+// An engine that sessions with equal options share: of a variant's components, or of one of its fused programs.
 struct SharedEngine {
   uint32_t variant, threads;
+  int fused;         // its index in the variant, or -1
   const char *path;  // of libonnxruntime, as it was given; NULL if it was not
   uint32_t users;
   Engine *engine;
+  Fused *program;    // of a fused one
 };
 
 // Strings of the manifest for C: they end in NUL.
@@ -47,8 +50,8 @@ struct eg_model {
   void retain() { references.fetch_add(1, std::memory_order_relaxed); }
   void release();
 
-  // The engine for a variant, opened or shared; give it back with `return_engine`.
-  eg::Engine *take_engine(uint32_t variant, uint32_t threads, const char *path);
+  // The engine for a variant's components (fused: -1) or for one of its fused programs, opened or shared; give it back with `return_engine`.
+  eg::SharedEngine take_engine(uint32_t variant, int fused, uint32_t threads, const char *path);
   void return_engine(eg::Engine *engine) noexcept;
 
   eg::Memory memory;
@@ -58,6 +61,7 @@ struct eg_model {
  private:
   void keep_texts();
   const char *measured(eg::View variant);
+  eg::Engine *open_engine(const eg::Variant &variant, int fused, eg::Fused *program, uint32_t threads, const char *path);
 
   std::atomic<uint32_t> references{1};
   std::mutex mutex;

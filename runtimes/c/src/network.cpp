@@ -125,8 +125,8 @@ bool decimal(View text, uint64_t *value) {
 // Checks one network.
 class Checker {
  public:
-  Checker(Memory &memory, const Manifest &manifest, const Component &component, View weights_name, uint64_t weights_size, Network *network)
-      : manifest_(manifest), component_(component), weights_name_(weights_name), weights_size_(weights_size), network_(network), constants_(&memory), dims_(&memory) {}
+  Checker(Memory &memory, const Manifest &manifest, const Component &component, uint32_t batch, const Vec<Weights> &weights, Network *network)
+      : manifest_(manifest), component_(component), batch_(batch), weights_(weights), network_(network), constants_(&memory), dims_(&memory) {}
 
   void model(View bytes) {
     View graph;
@@ -206,7 +206,7 @@ class Checker {
     uint64_t expected = 0;
     if (!multiply(count, bytes_of(dtype), &expected)) expected = UINT64_MAX;  // which no tensor has
     if (external || location != 0) {
-      EG_CHECK(initializer && !weights_name_.empty() && location == kExternal && !has_raw, EG_INCONSISTENT,
+      EG_CHECK(initializer && !weights_.empty() && location == kExternal && !has_raw, EG_INCONSISTENT,
                "%s: tensor '%.*s' lies in another file (external data); save the model with its weights inside", where(), EG_SHOW(name));
       outside(name, static_cast<int32_t>(type), place, entries, expected);
     } else {
@@ -245,14 +245,16 @@ class Checker {
   }
 
   void outside(View name, int32_t type, const View *place, size_t entries, uint64_t expected) {
-    EG_CHECK(entries == 3 && place[0] == weights_name_, EG_INCONSISTENT, "%s: tensor '%.*s' lies in '%.*s', expected the member '%.*s'", where(), EG_SHOW(name), EG_SHOW(place[0]), EG_SHOW(weights_name_));
+    uint32_t member = 0;
+    while (member < weights_.size() && weights_[member].name != place[0]) ++member;
+    EG_CHECK(entries == 3 && member < weights_.size(), EG_INCONSISTENT, "%s: tensor '%.*s' lies in '%.*s', expected '%.*s'", where(), EG_SHOW(name), EG_SHOW(place[0]), EG_SHOW(weights_[0].name));
     uint64_t offset = 0, length = 0, end = 0;
     EG_CHECK(decimal(place[1], &offset), EG_INCONSISTENT, "%s: tensor '%.*s': its offset is not a decimal number", where(), EG_SHOW(name));
     EG_CHECK(decimal(place[2], &length), EG_INCONSISTENT, "%s: tensor '%.*s': its length is not a decimal number", where(), EG_SHOW(name));
     EG_CHECK(offset % kAlignment == 0, EG_INCONSISTENT, "%s: tensor '%.*s': its offset is not a multiple of 64", where(), EG_SHOW(name));
     EG_CHECK(length == expected, EG_INCONSISTENT, "%s: tensor '%.*s' has %llu bytes, its shape asks for %llu", where(), EG_SHOW(name), static_cast<unsigned long long>(length), static_cast<unsigned long long>(expected));
-    EG_CHECK(add(offset, length, &end) && end <= weights_size_, EG_INCONSISTENT, "%s: tensor '%.*s' reaches behind the end of its member", where(), EG_SHOW(name));
-    network_->outside.push_back({name, type, static_cast<uint32_t>(network_->dims.size()), static_cast<uint32_t>(dims_.size()), offset, length});
+    EG_CHECK(add(offset, length, &end) && end <= weights_[member].bytes.size(), EG_INCONSISTENT, "%s: tensor '%.*s' reaches behind the end of its member", where(), EG_SHOW(name));
+    network_->outside.push_back({name, member, type, static_cast<uint32_t>(network_->dims.size()), static_cast<uint32_t>(dims_.size()), offset, length});
     network_->dims.insert(network_->dims.end(), dims_.begin(), dims_.end());
   }
 
@@ -365,7 +367,7 @@ class Checker {
     EG_CHECK(found == count, EG_INCONSISTENT, "%s: it lacks an %s of the manifest", where(), side);
   }
 
-  static bool type_fits(View type, const TensorSpec &spec) {
+  bool type_fits(View type, const TensorSpec &spec) const {
     View tensor, shape;
     for (Fields f(type, "a type", kType, kType); f.next();) {
       if (f.number == 1) tensor = f.text();
@@ -389,15 +391,17 @@ class Checker {
         fixed = true;
         size = d.integer();
       }
-      if (fixed && (spec.shape.size[rank] == kBatch || size != static_cast<uint64_t>(spec.shape.size[rank]))) return false;
+      const int32_t wanted = spec.shape.size[rank];
+      if (fixed && size != (wanted == kBatch ? uint64_t{batch_} : static_cast<uint64_t>(wanted))) return false;
+      if (fixed && wanted == kBatch && batch_ == 0) return false;
     }
     return rank == spec.shape.rank;
   }
 
   const Manifest &manifest_;
   const Component &component_;
-  View weights_name_;
-  uint64_t weights_size_;
+  uint32_t batch_;
+  const Vec<Weights> &weights_;
   Network *network_;
   Vec<Constant> constants_;
   Vec<int64_t> dims_;  // of the tensor that is read
@@ -406,8 +410,8 @@ class Checker {
 
 }  // namespace
 
-void check_network(Memory &memory, View model, const Manifest &manifest, const Component &component, View weights_name, uint64_t weights_size, Network *network) {
-  Checker(memory, manifest, component, weights_name, weights_size, network).model(model);
+void check_network(Memory &memory, View model, const Manifest &manifest, const Component &component, uint32_t batch, const Vec<Weights> &weights, Network *network) {
+  Checker(memory, manifest, component, batch, weights, network).model(model);
 }
 
 }  // namespace eg

@@ -5,9 +5,15 @@
 
 namespace eg {
 
-// A constant that lies in the weights' member.
+// A member that may hold large constants.
+struct Weights {
+  View name, bytes;
+};
+
+// A constant that lies in one of the weights' members.
 struct OutsideConstant {
   View name;
+  uint32_t member;  // its index
   int32_t onnx_type;
   uint32_t first_dim, dims;  // in Network::dims
   uint64_t offset, size;
@@ -19,8 +25,8 @@ struct Network {
   Vec<int64_t> dims;
 };
 
-// Throws INCONSISTENT unless `model` is a self-contained network with the component's signature. weights_name: the member that holds its large
-// constants, empty if there is none; weights_size: its bytes. network: receives the constants that lie there.
-void check_network(Memory &memory, View model, const Manifest &manifest, const Component &component, View weights_name, uint64_t weights_size, Network *network);
+// Throws INCONSISTENT unless `model` is a self-contained network with the component's signature. batch: which fixed size its first dimensions may have; 0
+// for none. network: receives the constants that lie in `weights`.
+void check_network(Memory &memory, View model, const Manifest &manifest, const Component &component, uint32_t batch, const Vec<Weights> &weights, Network *network);
 
 }  // namespace eg

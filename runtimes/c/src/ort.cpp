@@ -113,8 +113,8 @@ class OrtCalls final : public Calls {
 
 class OrtEngine final : public Engine {
  public:
-  OrtEngine(Memory &memory, const Bundle &bundle, const Variant &variant, const Vec<Network> &networks, uint32_t threads, const OrtLibrary &library)
-      : memory(memory), manifest(bundle.manifest()), library(library), api(library.api), environment(api->ReleaseEnv), cpu(api->ReleaseMemoryInfo), texts(memory), names(&memory),
+  OrtEngine(Memory &memory, const Networks &networks, const Vec<Network> &checked, Json providers, uint32_t threads, const OrtLibrary &library)
+      : memory(memory), manifest(networks.manifest), kind(networks.kind), library(library), api(library.api), environment(api->ReleaseEnv), cpu(api->ReleaseMemoryInfo), texts(memory), names(&memory),
         weights_(&memory), copies_(&memory), sessions(&memory) {
     const Checked check(api, "the engine");
     check(api->CreateEnv(ORT_LOGGING_LEVEL_FATAL, "edgegen", environment.out()));  // what fails comes back as a status
@@ -122,7 +122,7 @@ class OrtEngine final : public Engine {
     std::snprintf(description_, sizeof description_, "ONNX Runtime %.40s, %s", library.version, library.path);
     for (const TensorSpec &t : manifest.tensors) names.push_back(texts.keep(t.name));
     sessions.reserve(manifest.components.size());
-    for (size_t i = 0; i < manifest.components.size(); ++i) open(bundle, variant, manifest.components[i], networks[i], threads);
+    for (size_t i = 0; i < manifest.components.size(); ++i) open(networks, checked[i], providers, i, threads);
   }
   void destroy() noexcept override { memory.destroy(this); }
   Calls *make_calls() override { return memory.make<OrtCalls>(memory, *this); }
@@ -130,6 +130,7 @@ class OrtEngine final : public Engine {
 
   Memory &memory;
   const Manifest &manifest;
+  const char *kind;
   OrtLibrary library;
   const OrtApi *api;
   Held<OrtEnv> environment;
@@ -145,46 +146,48 @@ class OrtEngine final : public Engine {
   Vec<Held<OrtSession>> sessions;  // by component
 
  private:
-  void open(const Bundle &bundle, const Variant &variant, const Component &component, const Network &network, uint32_t threads);
-  void add_providers(const Variant &variant, OrtSessionOptions *options);
+  void open(const Networks &networks, const Network &network, Json providers, size_t index, uint32_t threads);
+  void add_providers(Json providers, OrtSessionOptions *options);
   void add_provider(View name, const char *const *keys, const char *const *values, size_t count, OrtSessionOptions *options);
-  void add_weights(const Network &network, View weights, OrtSessionOptions *options);
+  void add_weights(const Network &network, const Vec<Weights> &weights, OrtSessionOptions *options);
 
   char description_[PATH_MAX + 64];
 };
 
-void OrtEngine::open(const Bundle &bundle, const Variant &variant, const Component &component, const Network &network, uint32_t threads) {
-  const View model = bundle.member(member_of(variant.components, component.name));
+void OrtEngine::open(const Networks &networks, const Network &network, Json providers, size_t index, uint32_t threads) {
+  const View model = networks.models[index];
   char what[100];
-  std::snprintf(what, sizeof what, "component '%.*s'", EG_SHOW(component.name));
+  std::snprintf(what, sizeof what, "%s '%.*s'", kind, EG_SHOW(manifest.components[index].name));
   const Checked check(api, what);
   Held<OrtSessionOptions> options(api->ReleaseSessionOptions);
   check(api->CreateSessionOptions(options.out()));
   check(api->SetIntraOpNumThreads(options.get(), static_cast<int>(threads)));
   check(api->SetInterOpNumThreads(options.get(), 1));
   check(api->SetSessionLogSeverityLevel(options.get(), ORT_LOGGING_LEVEL_FATAL));
-  add_providers(variant, options.get());
-  add_weights(network, bundle.member(member_of(variant.weights, component.name)), options.get());
+  add_providers(providers, options.get());
+  add_weights(network, networks.weights[index], options.get());
   sessions.emplace_back(api->ReleaseSession);
   const std::lock_guard<std::mutex> lock(construction);
   check(api->CreateSessionFromArray(environment.get(), model.data(), model.size(), options.get(), sessions.back().out()));
 }
 
 // Large constants are read where they lie: AddExternalInitializers tells the optimizer of them, AddInitializer keeps the session from copying them.
-void OrtEngine::add_weights(const Network &network, View weights, OrtSessionOptions *options) {
+void OrtEngine::add_weights(const Network &network, const Vec<Weights> &weights, OrtSessionOptions *options) {
   if (network.outside.empty()) return;
   const Checked check(api, "weights");
-  const char *base = weights.data();
-  if (reinterpret_cast<uintptr_t>(base) % 64 != 0) {
-    copies_.emplace_back(memory, weights.size());
-    std::memcpy(copies_.back().data(), base, weights.size());
-    base = reinterpret_cast<const char *>(copies_.back().data());
+  Vec<const char *> bases(&memory);
+  for (const Weights &w : weights) {
+    bases.push_back(w.bytes.data());
+    if (reinterpret_cast<uintptr_t>(w.bytes.data()) % 64 == 0) continue;
+    copies_.emplace_back(memory, w.bytes.size());
+    std::memcpy(copies_.back().data(), w.bytes.data(), w.bytes.size());
+    bases.back() = reinterpret_cast<const char *>(copies_.back().data());
   }
   Vec<const char *> constant_names(&memory);
   Vec<OrtValue *> constants(&memory);
   for (const OutsideConstant &c : network.outside) {
     weights_.emplace_back(api->ReleaseValue);
-    char *place = const_cast<char *>(base) + c.offset;  // read only: the API has no const
+    char *place = const_cast<char *>(bases[c.member]) + c.offset;  // read only: the API has no const
     check(api->CreateTensorWithDataAsOrtValue(cpu.get(), place, static_cast<size_t>(c.size), network.dims.data() + c.first_dim, c.dims, static_cast<ONNXTensorElementDataType>(c.onnx_type),
                                               weights_.back().out()));
     constant_names.push_back(texts.keep(c.name));
@@ -194,8 +197,8 @@ void OrtEngine::add_weights(const Network &network, View weights, OrtSessionOpti
   for (size_t i = 0; i < constants.size(); ++i) check(api->AddInitializer(options, constant_names[i], constants[i]));
 }
 
-void OrtEngine::add_providers(const Variant &variant, OrtSessionOptions *options) {
-  for (Items i(variant.providers); i.next();) {
+void OrtEngine::add_providers(Json providers, OrtSessionOptions *options) {
+  for (Items i(providers); i.next();) {
     Json name, settings;
     read_fields(i.value, EG_BAD_MANIFEST, "provider", {{"name", Json::Kind::string, &name}, {"options", Json::Kind::object, &settings}});
     Vec<const char *> keys(&memory), values(&memory);
@@ -309,7 +312,7 @@ void OrtCalls::run(uint32_t number) {
     fail(EG_CANCELLED, "cancelled by eg_cancel inside a network");
   }
   char what[100];
-  std::snprintf(what, sizeof what, "component '%.*s'", EG_SHOW(component.name));
+  std::snprintf(what, sizeof what, "%s '%.*s'", engine_.kind, EG_SHOW(component.name));
   Checked(engine_.api, what)(status);
 }
 
@@ -327,14 +330,14 @@ void OrtCalls::go() {
 
 }  // namespace
 
-Engine *open_onnxruntime(Memory &memory, const Bundle &bundle, const Variant &variant, uint32_t threads, const char *path) {
-  Vec<Network> networks(&memory);  // checked before the engine is even loaded
-  for (const Component &c : bundle.manifest().components) {
-    const View weights = member_of(variant.weights, c.name);
-    networks.emplace_back(memory);
-    check_network(memory, bundle.member(member_of(variant.components, c.name)), bundle.manifest(), c, weights, bundle.member(weights).size(), &networks.back());
+Engine *open_onnxruntime(Memory &memory, const Networks &networks, Json providers, uint32_t threads, const char *path) {
+  Vec<Network> checked(&memory);  // before the engine is even loaded
+  const Vec<Component> &components = networks.manifest.components;
+  for (size_t i = 0; i < components.size(); ++i) {
+    checked.emplace_back(memory);
+    check_network(memory, networks.models[i], networks.manifest, components[i], networks.batch, networks.weights[i], &checked.back());
   }
-  return memory.make<OrtEngine>(memory, bundle, variant, networks, threads, load_onnxruntime(path));
+  return memory.make<OrtEngine>(memory, networks, checked, providers, threads, load_onnxruntime(path));
 }
 
 }  // namespace eg

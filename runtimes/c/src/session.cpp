@@ -1,5 +1,6 @@
 #include "session.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -94,7 +95,8 @@ class eg_session::Running {
 };
 
 eg_session::eg_session(eg_model &owner, const eg::SessionOptions &options)
-    : model(owner), batch(options.batch), values_block_(owner.memory), values_(&owner.memory), settings_(&owner.memory), programs_(&owner.memory), plans_(&owner.memory) {
+    : model(owner), batch(options.batch), engines_(&owner.memory), texts_(owner.memory), values_block_(owner.memory), values_(&owner.memory), settings_(&owner.memory),
+      programs_(&owner.memory), plans_(&owner.memory) {
   const eg::Manifest &m = model.bundle.manifest();
   size_t total = 0;
   for (const eg::Condition &c : m.conditions) {
@@ -117,11 +119,8 @@ eg_session::eg_session(eg_model &owner, const eg::SessionOptions &options)
 eg_session::~eg_session() {
   for (const Ready &r : plans_) model.memory.destroy(r.plan);
   for (eg::Program *p : programs_) model.memory.destroy(p);
-  if (owns_engine_) {
-    engine->destroy();
-  } else if (engine != nullptr) {
-    model.return_engine(engine);
-  }
+  for (const eg::SharedEngine &e : engines_) model.return_engine(e.engine);
+  if (own_engine_ != nullptr) own_engine_->destroy();
 }
 
 void eg_session::choose_variant(const eg::SessionOptions &options) {
@@ -133,10 +132,10 @@ void eg_session::choose_variant(const eg::SessionOptions &options) {
   }
   if (options.component != nullptr) {
     variant = wanted < 0 ? 0 : static_cast<uint32_t>(wanted);
-    engine = eg::open_function(model.memory, m, options.component, options.component_user);
-    owns_engine_ = true;
+    own_engine_ = eg::open_function(model.memory, m, options.component, options.component_user);
     return;
   }
+  path_ = options.onnxruntime == nullptr ? nullptr : texts_.keep(options.onnxruntime);
   char passed_over[EG_MESSAGE_SIZE] = "";
   const auto pass_over = [&](const eg::Variant &v, const char *why) {
     char line[EG_MESSAGE_SIZE];
@@ -157,8 +156,9 @@ void eg_session::choose_variant(const eg::SessionOptions &options) {
       continue;
     }
     try {
-      engine = model.take_engine(i, options.threads, options.onnxruntime);
       variant = i;
+      threads_ = options.threads != 0 ? options.threads : v.threads;
+      take(eg::find_fused(v, m.programs[0].name, batch));  // what the default program needs; the rest when it is needed
       return;
     } catch (const eg::Fault &fault) {
       if (fault.status != EG_PROVIDER_MISSING || alone) throw;
@@ -166,6 +166,27 @@ void eg_session::choose_variant(const eg::SessionOptions &options) {
     }
   }
   fail(EG_NO_VARIANT, "no variant of this bundle runs here: %.440s", passed_over);
+}
+
+// The engine of the variant's components (-1), or of one of its fused programs.
+const eg::SharedEngine &eg_session::take(int fused) {
+  for (const eg::SharedEngine &e : engines_) {
+    if (e.fused == fused) return e;
+  }
+  engines_.reserve(engines_.size() + 1);
+  engines_.push_back(model.take_engine(variant, fused, threads_, path_));
+  return engines_.back();
+}
+
+const char *eg_session::engine() const { return own_engine_ != nullptr ? own_engine_->description() : engines_[0].engine->description(); }
+
+uint32_t eg_session::evaluations(size_t component) const { return last_fused_ != nullptr ? last_fused_->evaluations[component] : last->evaluations(component); }
+
+double eg_session::seconds(size_t component) const {
+  if (last_fused_ == nullptr) return last->seconds(component);
+  uint32_t all = 0;
+  for (const uint32_t e : last_fused_->evaluations) all += e;
+  return all == 0 ? 0.0 : last->seconds(0) * last_fused_->evaluations[component] / all;
 }
 
 uint32_t eg_session::condition(const char *name) const {
@@ -278,11 +299,8 @@ uint32_t eg_session::pick(const eg::RunOptions &options) const {
   fail(EG_OUT_OF_RANGE, "no program of %u steps in this bundle; the first has %u. Add it to the recipe and build again", options.steps, m.programs[0].steps);
 }
 
-// The plan of a program at a batch, made when it is first asked for.
-eg::Plan &eg_session::plan_of(uint32_t program, uint32_t count) {
-  for (const Ready &r : plans_) {
-    if (r.program == program && r.batch == count) return *r.plan;
-  }
+// A program of the bundle, decoded when it is first asked for.
+const eg::Program &eg_session::decoded(uint32_t program) {
   eg::Memory &memory = model.memory;
   const eg::Bundle &bundle = model.bundle;
   const eg::ProgramEntry &entry = bundle.manifest().programs[program];
@@ -296,9 +314,27 @@ eg::Plan &eg_session::plan_of(uint32_t program, uint32_t count) {
     }
     programs_[program] = made;
   }
+  return *programs_[program];
+}
+
+// The plan of a program at a batch, made when it is first asked for: fused where the variant holds it so, unless it has to go step by step.
+eg::Plan &eg_session::plan_of(uint32_t program, uint32_t count, bool stepwise) {
+  const eg::Manifest &m = model.bundle.manifest();
+  const int index = stepwise || own_engine_ != nullptr ? -1 : eg::find_fused(m.variants[variant], m.programs[program].name, count);
+  for (const Ready &r : plans_) {
+    if (r.program == program && r.batch == count && (r.fused != nullptr) == (index >= 0)) return *r.plan;
+  }
   plans_.reserve(plans_.size() + 1);
-  eg::Plan *plan = memory.make<eg::Plan>(memory, bundle.manifest(), *programs_[program], count, values_, engine);
-  plans_.push_back({program, count, plan});
+  eg::Engine *engine = own_engine_;
+  const eg::Fused *fused = nullptr;
+  if (engine == nullptr) {
+    const eg::SharedEngine &taken = take(index);
+    engine = taken.engine;
+    fused = taken.program;
+  }
+  const eg::Manifest &manifest = fused == nullptr ? m : fused->manifest;
+  eg::Plan *plan = model.memory.make<eg::Plan>(model.memory, manifest, fused == nullptr ? decoded(program) : fused->program, count, values_, engine);
+  plans_.push_back({program, count, fused, plan});
   return *plan;
 }
 
@@ -333,6 +369,9 @@ void eg_session::run(eg::Plan &plan, uint32_t program, eg::RunContext context, c
     const float *made = plan.output("sample", &elements);
     std::memcpy(sample, made, elements * sizeof(float));
   }
+  for (const Ready &r : plans_) {
+    if (r.plan == &plan) last_fused_ = r.fused;
+  }
   last = &plan;
   last_program = program;
   last_seconds = now() - began;
@@ -357,7 +396,7 @@ void eg_session::generate(const eg::RunOptions &options, float *sample, size_t e
     if (bad < expected) fail(EG_NONFINITE, "noise: NaN or infinity at element %zu", bad);
   }
   check_conditions(program, options.batch);
-  run(plan_of(program, options.batch), program, options.context, options.noise, sample);
+  run(plan_of(program, options.batch, options.stepwise || options.context.on_step != nullptr), program, options.context, options.noise, sample);
 }
 
 void eg_session::stream_step(const eg::RunOptions &options, float *sample, size_t elements) {
@@ -386,7 +425,7 @@ void eg_session::stream_step(const eg::RunOptions &options, float *sample, size_
   if (options.noise != nullptr) fail(EG_BAD_ARGUMENT, "a stream draws its own noise; options->noise must be NULL");
   check_sample(sample, elements, next.batch);
   check_conditions(next.program, next.batch);
-  next.plan = &plan_of(next.program, next.batch);
+  next.plan = &plan_of(next.program, next.batch, true);
   if (!next.running) next.plan->reset_states();
   eg::RunContext context = options.context;
   context.seed = next.seed;
@@ -433,7 +472,7 @@ void eg_session::self_test(uint32_t index, eg_golden *golden) {
   const eg::Golden vector = eg::golden_of(v, index);
   const uint32_t program = static_cast<uint32_t>(m.find_program(vector.program));
   if (bundle.facts(program).states > 0) fail(EG_BAD_STATE, "the golden vector of a program with states cannot be checked by itself");
-  eg::Plan &plan = plan_of(program, 1);
+  eg::Plan &plan = plan_of(program, 1, false);
 
   // default conditions for this run only
   eg::Block saved(model.memory, values_block_.size());
@@ -490,6 +529,14 @@ uint64_t session_bytes(eg_model &model, uint32_t batch, uint32_t program) {
   const ConditionValues none(&model.memory);
   const Plan plan(model.memory, bundle.manifest(), decoded, batch, none, nullptr);
   uint64_t total = plan.bytes();
+  for (const Variant &v : bundle.manifest().variants) {
+    const int index = find_fused(v, entry.name, batch);
+    if (index < 0) continue;
+    Fused fused(model.memory);
+    make_fused(model.memory, bundle, fused_of(v, static_cast<size_t>(index)), &fused);
+    const Plan short_plan(model.memory, fused.manifest, fused.program, batch, none, nullptr);
+    total = std::max<uint64_t>(total, short_plan.bytes());
+  }
   for (const Condition &c : bundle.manifest().conditions) total += rounded(static_cast<size_t>(c.shape.elements()) * batch * bytes_of(c.dtype));
   return total;
 }

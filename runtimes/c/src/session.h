@@ -18,6 +18,7 @@ struct RunOptions {
   RunContext context;
   const char *program = nullptr;
   uint32_t steps = 0, batch = 1;
+  bool stepwise = false;  // not fused
   const float *noise = nullptr;
   size_t noise_elements = 0;
 };
@@ -45,7 +46,6 @@ struct eg_session {
   eg_model &model;
   uint32_t variant = 0;
   uint32_t batch;
-  eg::Engine *engine = nullptr;
   char error[EG_MESSAGE_SIZE] = "";
   std::atomic<int> busy{0};
 
@@ -53,6 +53,12 @@ struct eg_session {
   const eg::Plan *last = nullptr;
   uint32_t last_program = 0;
   double last_seconds = 0.0;
+
+  // Of a component in the last run. The seconds of a fused program are shared out by evaluations.
+  uint32_t evaluations(size_t component) const;
+  double seconds(size_t component) const;
+
+  const char *engine() const;  // for a person
 
  private:
   // How a condition was set.
@@ -65,6 +71,7 @@ struct eg_session {
   };
   struct Ready {
     uint32_t program, batch;
+    const eg::Fused *fused;  // NULL: step by step
     eg::Plan *plan;
   };
   struct Stream {
@@ -81,7 +88,9 @@ struct eg_session {
   void check_values(uint32_t index, const unsigned char *data, size_t elements) const;
   void store(uint32_t index, const void *data, size_t elements, size_t samples);
   uint32_t pick(const eg::RunOptions &options) const;
-  eg::Plan &plan_of(uint32_t program, uint32_t batch);
+  const eg::SharedEngine &take(int fused);
+  eg::Plan &plan_of(uint32_t program, uint32_t batch, bool stepwise);
+  const eg::Program &decoded(uint32_t program);
   void check_conditions(uint32_t program, uint32_t batch) const;
   void check_sample(const float *sample, size_t elements, uint32_t batch) const;
   void run(eg::Plan &plan, uint32_t program, eg::RunContext context, const float *noise, float *sample);
@@ -90,7 +99,12 @@ struct eg_session {
   class Running;
   friend class Running;
 
-  bool owns_engine_ = false;
+  uint32_t threads_ = 0;
+  const char *path_ = nullptr;              // of libonnxruntime
+  eg::Engine *own_engine_ = nullptr;        // of the caller's function
+  eg::Vec<eg::SharedEngine> engines_;       // taken from the model, when they were first needed
+  const eg::Fused *last_fused_ = nullptr;   // of the last run
+  eg::Texts texts_;
   eg::Block values_block_;
   eg::ConditionValues values_;
   eg::Vec<Value> settings_;

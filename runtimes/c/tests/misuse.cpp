@@ -304,7 +304,7 @@ void running(eg_model *model, eg_session *session) {
   for (const uint32_t steps : {2u, 3u, 4u}) with([&](eg_run_options &o) { o.steps = steps; }, EG_OK, sample, elements);
   for (const uint32_t batch : {5u, 65536u, UINT32_MAX}) with([&](eg_run_options &o) { o.batch = batch; }, EG_OUT_OF_RANGE, four, 4 * elements);
   with([](eg_run_options &o) { o.batch = 4; }, EG_OK, four, 4 * elements);
-  for (const uint32_t flags : {2u, 4u, 0x80000000u}) with([&](eg_run_options &o) { o.flags = flags; }, EG_BAD_ARGUMENT, sample, elements);
+  for (const uint32_t flags : {4u, 8u, 0x80000000u}) with([&](eg_run_options &o) { o.flags = flags; }, EG_BAD_ARGUMENT, sample, elements);
   for (const uint32_t size : {0u, 4u, 4097u}) with([&](eg_run_options &o) { o.struct_size = size; }, EG_BAD_ARGUMENT, sample, elements);
   for (const uint64_t seed : {uint64_t{0}, uint64_t{1} << 63, UINT64_MAX}) with([&](eg_run_options &o) { o.seed = seed; }, EG_OK, sample, elements);
   const auto given = [&](eg_run_options &o) { o.noise = noise.data(), o.noise_elements = elements; };
