@@ -17,12 +17,12 @@ WORK = ROOT / "build" / "benchmarks"
 OPERATORS = {"<=": operator.le, ">=": operator.ge}
 
 
-def built(family: str, *, measured: bool, settings: tuple[str, ...] = (), trust_pickle: bool = False) -> Path:
-    """The bundle of a family, built into build/benchmarks (found again if nothing changed)."""
+def built(family: str, *, measured: bool, settings: tuple[str, ...] = (), trust_pickle: bool = False, suffix: str = "") -> Path:
+    """The bundle of a family, built into build/benchmarks (found again if nothing changed). suffix: of its name, for other settings."""
     recipe = ROOT / "export" / family / "recipe.toml"
     plan = make_plan(load_recipe(recipe, settings), recipe.parent, trust_pickle=trust_pickle)
     WORK.mkdir(parents=True, exist_ok=True)
-    output = WORK / f"{family}{'' if measured else '-all'}.edgegen"
+    output = WORK / f"{family}{suffix or ('' if measured else '-all')}.edgegen"
 
     def report(stage: str, what: str, done: int, total: int) -> None:
         if done == total:

@@ -15,6 +15,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
+
 from benchmarks.common import ROOT, WORK, bar, built, finish
 from edgegen import canonical
 from edgegen.bundle import Bundle, ProgramEntry, bundle_bytes, open_bundle
@@ -24,7 +27,7 @@ from edgegen.runtime.native import onnxruntime_library
 from edgegen.search import Subject
 from edgegen.solvers import SOLVERS
 from edgegen.targets.onnxruntime import network_of
-from edgegen.timing import alternate
+from edgegen.timing import alternate, serve
 
 CONTENDER = ROOT / "build" / "native-test" / "tests" / "test-contender"
 
@@ -46,7 +49,7 @@ def solver_bundle(digits: Bundle, steps: int) -> tuple[Path, list[str]]:
     kept = {name: digits.member(name) for name in (*variant.components.values(), *variant.weights.values())}
     entries = tuple(ProgramEntry(name, steps, f"{name}.json") for name in programs)
     members = kept | {f"{name}.json": canonical.encode(program_to_json(program)) for name, program in programs.items()}
-    manifest = replace(digits.manifest, programs=entries, variants=(replace(variant, golden=()),), documents={})
+    manifest = replace(digits.manifest, programs=entries, variants=(replace(variant, golden=(), fused=()),), documents={})
     path = WORK / "digits-solvers.edgegen"
     path.write_bytes(bundle_bytes(manifest, members))
     return path, list(programs)
@@ -61,8 +64,28 @@ def interpreter(digits: Bundle, rounds: int) -> dict[str, float]:
     return {f"us:interpreter:{name}": statistics.median(values) / steps * 1e6 for name, values in seconds.items()}
 
 
-def beside(path: Path, variant: str, steps: int, threads: int, torch: list[str], rounds: int, runs: int) -> dict[str, float]:
-    """Medians in us of one generation by each contender."""
+def plain(model: str, threads: str) -> None:
+    """The fused network in nothing but ONNX Runtime, as a contender: noise and conditions are zeros."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(threads)
+    session = onnxruntime.InferenceSession(model, options)
+    kinds = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+    feeds = {i.name: np.zeros(i.shape, kinds[i.type]) for i in session.get_inputs()}
+    serve(lambda: session.run(["out.sample"], feeds))
+
+
+def fused_model(path: Path, variant: str) -> Path:
+    """The default program of a bundle as one ONNX file."""
+    from edgegen.fusing import fused_onnx
+
+    bundle = open_bundle(path)
+    target = WORK / f"{bundle.manifest.name}.{variant}.fused.onnx"
+    target.write_bytes(fused_onnx(bundle, variant=variant).SerializeToString())
+    return target
+
+
+def beside(path: Path, fused: Path, variant: str, steps: int, threads: int, torch: list[str], rounds: int, runs: int) -> dict[str, float]:
+    """Medians in us of one generation by each contender. fused: a bundle that holds the default program fused."""
     bundle = open_bundle(path)
     entry = next(p for p in bundle.manifest.programs if p.steps == steps)
     library = onnxruntime_library()
@@ -78,6 +101,9 @@ def beside(path: Path, variant: str, steps: int, threads: int, torch: list[str],
         "c": [str(CONTENDER), "generate", str(path), variant, entry.name, str(threads), library],
         "python-native": [*python, "native"],
         "python": python,
+        "c-fused": [str(CONTENDER), "generate", str(fused), variant, entry.name, str(threads), library],
+        "python-fused": [*python[:3], str(fused), *python[4:]],
+        "onnxruntime-fused": [sys.executable, "-m", "benchmarks.native", "--plain", str(fused_model(fused, variant)), str(threads)],
         "diffusers+torch": torch,
     }  # fmt: skip
     seconds = alternate(commands, rounds=rounds, runs=runs)
@@ -88,21 +114,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--plain", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.plain:
+        plain(*args.plain)
+        return
     digits, reach = built("digits", measured=False), built("reach_policy", measured=False)
+    forms = {family: built(family, measured=False, settings=("target.form=fused",), suffix="-fused") for family in ("digits", "reach_policy")}
     python = [sys.executable, "-m"]
     figures = interpreter(open_bundle(digits), args.rounds)
     torch = [*python, "benchmarks.policy", "--contender", "diffusers+torch"]
-    figures |= beside(reach, "float32", 3, 1, torch, 2 * args.rounds, 100)
+    figures |= beside(reach, forms["reach_policy"], "float32", 3, 1, torch, 2 * args.rounds, 100)
     torch = [*python, "benchmarks.peers", "--contender", "diffusers+torch", "--threads", "2"]
-    figures |= beside(digits, "int8", 10, 2, torch, args.rounds, 4)
+    figures |= beside(digits, forms["digits"], "int8", 10, 2, torch, args.rounds, 4)
     for name, value in figures.items():
         print(f"{name:<40}{value:>12.2f}")
     worst, name = max((value, name) for name, value in figures.items() if name.startswith("us:interpreter:"))
     ratio = figures["us:reach_policy:c"] / figures["us:reach_policy:bare"]
+    bare, torch_us = figures["us:reach_policy:bare"], figures["us:reach_policy:diffusers+torch"]
+    fused_us = figures["us:reach_policy:c-fused"]
     bars = [
         bar(f"interpreter, us per step at digits size, the worst solver ({name.rpartition(':')[2]})", worst, "<=", 20.0),
         bar("reach_policy in 3 steps from C over its bare ONNX Runtime calls", ratio, "<=", 1.15),
+        bar("reach_policy in 3 steps, fused, from C over its three bare ONNX Runtime calls", fused_us / bare, "<=", 0.8),
+        bar("reach_policy in 3 steps, fused, from C over diffusers + torch", fused_us / torch_us, "<=", 0.12),
     ]
     finish(args.json, figures, bars)
 

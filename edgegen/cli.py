@@ -221,9 +221,9 @@ def run(
     conditions = _conditions(settings)
     check_writable(output)
     with edgegen.load(file, variant=variant, threads=threads, runtime=runtime) as session, _bars() as bar:
-        samples = session.generate(
-            seed, steps, batch, program=program, on_step=lambda done, total, x: bar("run", f"step {done} of {total}", done, total), **conditions
-        )
+        fused = session.runs_fused(steps, batch, program=program)
+        on_step = None if fused else lambda done, total, x: bar("run", f"step {done} of {total}", done, total)
+        samples = session.generate(seed, steps, batch, program=program, on_step=on_step, **conditions)
         report, sample = session.report, session.bundle.manifest.sample
     save_samples(output, samples, sample, columns=columns)
     figures = {
@@ -271,6 +271,66 @@ def _roll_out(
 
 
 @app.command()
+def tune(
+    file: BundleArgument,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The bundle to write; default: FILE itself.")] = None,
+    providers: Annotated[list[str] | None, typer.Option("--provider", help="A provider to try too: CUDA, OpenVINO, ... May repeat.")] = None,
+    threads: Annotated[str, typer.Option("--threads", help="Thread counts to try, separated by commas; default: 1, 2, 4, ... and all cores.")] = "",
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of three generations for each candidate.")] = 9,
+    json_output: JsonOption = False,
+) -> None:
+    """Time a bundle's candidates on this device and put the fastest first."""
+    from edgegen.tuning import tune as tune_bundle
+    from edgegen.workspace import check_writable, write_atomically
+
+    output = output or file
+    check_writable(output)
+    counts = _counts(threads, "--threads") if threads else ()
+    with _bars() as bar:
+        tuned = tune_bundle(
+            file, providers=tuple(providers or ()), threads=counts, rounds=rounds, progress=lambda what, done, total: bar("tune", what, done, total)
+        )  # fmt: skip
+    write_atomically(output, tuned.data)
+    rows = sorted(tuned.times.items(), key=lambda row: row[1])
+    if json_output:
+        candidates = [{"variant": c.variant, "fused": c.fused, "threads": c.threads, "milliseconds": ms} for c, ms in rows]
+        _print_json({"candidates": candidates, "unmeasured": dict(tuned.unmeasured), "output": str(output)})
+        return
+    table = Table("candidate", "ms", "to the fastest", title="milliseconds, batch 1, measured here", title_justify="left")
+    for candidate, ms in rows:
+        table.add_row(str(candidate), f"{ms:.3f}", f"{ms / rows[0][1]:.2f}x")
+    _stderr.print(table)
+    for name, reason in tuned.unmeasured.items():
+        _stderr.print(f"{name}: not measured: {reason}", highlight=False)
+    print(output)
+
+
+@app.command()
+def fuse(
+    file: BundleArgument,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The ONNX file to write; default PROGRAM.onnx.")] = None,
+    program: Annotated[str | None, typer.Option("--program", help="A program by name; default: the first.")] = None,
+    variant: VariantOption = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Samples; fixed in the graph.")] = 1,
+    loop: Annotated[bool, typer.Option("--loop", help="One Loop for the steps: the file does not grow with them.")] = False,
+) -> None:
+    """Write a program with its networks as one ONNX file, which runs in ONNX Runtime without edgegen."""
+    from edgegen.bundle import open_bundle
+    from edgegen.fusing import fused_onnx
+    from edgegen.workspace import check_writable, write_atomically
+
+    bundle = open_bundle(file)
+    output = output or Path(f"{program or bundle.manifest.programs[0].name}.onnx")
+    check_writable(output)
+    model = fused_onnx(bundle, program, variant=variant, batch=batch, loop=loop)
+    write_atomically(output, model.SerializeToString(deterministic=True))
+    for tensor in model.graph.input:
+        shape = [d.dim_value for d in tensor.type.tensor_type.shape.dim]
+        _stderr.print(f"input {tensor.name} {shape}", highlight=False)
+    print(output)
+
+
+@app.command()
 def inspect(file: BundleArgument, json_output: JsonOption = False) -> None:
     """Say what is in a bundle: programs, conditions, variants, what was measured, members with their hashes."""
     from edgegen.bundle import open_bundle
@@ -298,12 +358,24 @@ def verify(
     bundle = open_bundle(file)
     names = [variant] if variant is not None else [v.name for v in bundle.manifest.variants]
     rows: list[dict[str, Any]] = []
+    elsewhere: dict[str, str] = {}
     for name in names:
-        with open_session(bundle, variant=name, threads=threads, runtime=runtime) as session:
+        try:
+            session = open_session(bundle, variant=name, threads=threads, runtime=runtime)
+        except RuntimeFault as e:
+            if e.code not in (Status.PROVIDER_MISSING, Status.NO_VARIANT) or variant is not None:
+                raise
+            elsewhere[name] = str(e)
+            continue
+        with session:
             for program, _, distance, tolerance in session.self_test():
                 rows.append({"variant": name, "program": program, "rmse": distance.rmse, "tolerance": tolerance, "ok": distance.rmse <= tolerance})
+    if len(elsewhere) == len(names):
+        raise RuntimeFault(f"{file}: no variant runs here: {'; '.join(elsewhere.values())}", Status.NO_VARIANT)
+    for name, reason in elsewhere.items():
+        _stderr.print(f"{name}: not run here: {reason}", highlight=False)
     if json_output:
-        _print_json({"members": len(bundle.table), "golden": rows})
+        _print_json({"members": len(bundle.table), "golden": rows, "not_run_here": elsewhere})
     else:
         table = Table("variant", "program", "RMSE", "tolerance", "")
         for row in rows:

@@ -14,17 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from edgegen import __version__, canonical
-from edgegen.bundle import FusedEntry, Golden, Manifest, ProgramEntry, Variant, bundle_bytes, open_bundle
+from edgegen.bundle import Golden, Manifest, ProgramEntry, Variant, bundle_bytes, open_bundle, parse_bundle
 from edgegen.calibration import CalibrationContext, Ranges, collect_ranges
 from edgegen.errors import GateError, ProgramError, RuntimeFault, Status
+from edgegen.fusing import with_fused
 from edgegen.onnx_export import export_component
 from edgegen.plan import Plan
 from edgegen.program import Program, initial_state, interpret, normals, program_to_json
-from edgegen.program.fuse import fuse
 from edgegen.quality import distance
 from edgegen.spec import default_conditions, draw_condition
 from edgegen.targets.choose import Candidate, candidates_of, measured_document, settle, thread_counts, time_candidates
-from edgegen.targets.onnxruntime import OrtComponent, check_model, open_engine, parse_model, place_weights, places_of, split_weights
+from edgegen.targets.onnxruntime import OrtComponent, check_model, parse_model, split_weights
 from edgegen.targets.onnxruntime.qdq import plan as plan_qdq
 from edgegen.targets.onnxruntime.qdq import quantize as quantize_model
 from edgegen.targets.onnxruntime.qdq import watched
@@ -174,12 +174,11 @@ def compile_variants(plan: Plan, exported: Path, quantized: Path | None, out: Pa
             "programs": {n: {"psnr_db": f"{d.psnr_db:.2f}", "rmse": f"{d.rmse:.5f}", "max_abs": f"{d.max_abs:.4f}"} for n, d in distances.items()},
         }  # fmt: skip
         if passed:
-            variant = _variant(plan, precision, data, {n: s[1] for n, s in samples.items()}, members)
-            if plan.recipe.target.form != "stepwise":
-                variant, why = _fused(plan, variant, data, samples, members)
-                verdicts[precision]["why"] += why
-            variants.append(variant)
-    (out / "candidates.edgegen").write_bytes(_bundle(plan, variants, members, {}))
+            variants.append(_variant(plan, precision, data, {n: s[1] for n, s in samples.items()}, members))
+    data = _bundle(plan, variants, members, {})
+    if plan.recipe.target.form != "stepwise":
+        data = _with_fused(plan, data, verdicts)
+    (out / "candidates.edgegen").write_bytes(data)
     _write_json(out / "gate.json", verdicts)
 
 
@@ -198,33 +197,24 @@ def _variant(plan: Plan, precision: str, data: bytes, golden: Mapping[str, Array
     return Variant(precision, "onnxruntime", {plan.component: network}, tuple(vectors), weights_of, threads=plan.recipe.target.threads)
 
 
-def _fused(plan: Plan, variant: Variant, data: bytes, samples: Mapping[str, tuple[Array, Array]], members: dict[str, bytes]) -> tuple[Variant, str]:
-    """The variant with the default program as one network, whose weights are the component's; and why not, where that cannot be.
+def _with_fused(plan: Plan, data: bytes, verdicts: dict[str, Any]) -> bytes:
+    """A bundle's bytes with the default program fused in each variant; why not, where that cannot be, goes to the verdicts.
 
     Raises GateError if the recipe asks for the fused form and it cannot be had.
     """
-    name, program = next(iter(plan.programs.items()))
-    component, model = plan.component, parse_model(data, variant.name)
-    inputs = {i.name: ("float32", plan.sample.shape) for i in program.inputs if i.kind == "noise"}
-    inputs |= {c.name: (c.dtype, c.shape) for c in plan.conditions if c.name in {i.name for i in program.inputs}}
-    member = f"fused.0.{variant.name}.onnx"
-    try:
-        fused = fuse(program, {component: model}, inputs, 1)
-        feeds = default_conditions(plan.conditions) | initial_state(program, normals(0, 0, (1, *plan.sample.shape)))
-        feeds |= {draw: normals(0, number, shape) for draw, (number, shape) in fused.draws.items()}
-        engine = open_engine(fused.model.SerializeToString(), f"fused program {name!r}", 1)
-        (found,) = engine.run(["out.sample"], {i.name: feeds[i.name] for i in engine.get_inputs()})
-        error = distance(samples[name][1], found, plan.sample.high - plan.sample.low).rmse
-        if error > variant.golden[0].tolerance:
-            raise GateError(f"fused, {name} differs from its steps by {error:.2e} RMSE, {variant.golden[0].tolerance:.0e} is allowed")
-    except (ProgramError, RuntimeFault, GateError) as e:
-        if plan.recipe.target.form == "fused":
-            raise GateError(f"target.form is 'fused', but {e}") from e
-        return variant, f"; stepwise only: {e}"
-    light, _ = split_weights(model, variant.weights.get(component, ""))
-    places = {f"{component}/{weight}": place for weight, place in places_of(parse_model(light, variant.name)).items()}
-    members[member] = place_weights(fused.model, places)
-    return replace(variant, fused=(FusedEntry(name, 1, member),)), ""
+    bundle = parse_bundle(data, "candidates")
+    variants, members = [], {name: bundle.member(name) for name in bundle.table}
+    for variant in bundle.manifest.variants:
+        try:
+            fused, added = with_fused(bundle, variant)
+            members |= added
+        except (ProgramError, RuntimeFault, GateError) as e:
+            if plan.recipe.target.form == "fused":
+                raise GateError(f"target.form is 'fused', but {e}") from e
+            verdicts[variant.name]["why"] += f"; stepwise only: {e}"
+            fused = variant
+        variants.append(fused)
+    return bundle_bytes(replace(bundle.manifest, variants=tuple(variants)), members)
 
 
 def _bundle(plan: Plan, variants: Sequence[Variant], members: dict[str, bytes], documents: Mapping[str, Any]) -> bytes:

@@ -85,38 +85,6 @@ def _refuse(program: Program, what: str) -> ProgramError:
     return ProgramError(f"program {program.name!r} cannot be fused: {what}", Status.OUT_OF_RANGE)
 
 
-class _Graph:
-    """Nodes, each written once: an equal node with equal inputs is the same value."""
-
-    def __init__(self, prefix: str = "") -> None:
-        self.prefix = prefix
-        self.nodes: list[onnx.NodeProto] = []
-        self.seen: dict[tuple[Any, ...], list[str]] = {}
-        self.count = 0
-
-    def add(self, node: onnx.NodeProto, inputs: Sequence[str]) -> list[str]:
-        """The outputs of a copy of `node` that reads `inputs`; "" for outputs that it leaves out."""
-        key = (node.op_type, node.domain, *inputs, *sorted(a.SerializeToString(deterministic=True) for a in node.attribute), *map(bool, node.output))
-        if key in self.seen and not node.op_type.startswith(_NEVER_SHARED):
-            return self.seen[key]
-        copy = type(node)()
-        copy.CopyFrom(node)
-        self.count += 1
-        copy.name = f"{self.prefix}n{self.count}"
-        del copy.input[:], copy.output[:]
-        copy.input.extend(inputs)
-        copy.output.extend(f"{copy.name}.{k}" if name else "" for k, name in enumerate(node.output))
-        self.nodes.append(copy)
-        self.seen[key] = list(copy.output)
-        return self.seen[key]
-
-    def node(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
-        """The output of a new node."""
-        from onnx import helper
-
-        return self.add(helper.make_node(op, [], ["out"], **attributes), inputs)[0]
-
-
 @dataclass(slots=True)
 class _Constants:
     """The initializers of the whole graph; equal ones are stored once."""
@@ -149,13 +117,89 @@ class _Constants:
             self.tensors[copy.name] = copy
         return self.by_content[key]
 
+    def whole_numbers(self, name: str) -> list[int] | None:
+        """A constant of integers as a list; None for anything else."""
+        from onnx import numpy_helper
+
+        tensor = self.tensors.get(name)
+        return [int(v) for v in numpy_helper.to_array(tensor).ravel()] if tensor is not None and tensor.data_type in (6, _INT64) else None
+
+
+class _Graph:
+    """Nodes, each written once: an equal node with equal inputs is the same value, and a part of joined registers is that register."""
+
+    def __init__(self, constants: _Constants, prefix: str = "") -> None:
+        self.constants, self.prefix = constants, prefix
+        self.joined: dict[str, list[tuple[str, int]]] = {}
+        """What CONCAT instructions joined along axis 1: the value -> its parts and their sizes."""
+        self.nodes: list[onnx.NodeProto] = []
+        self.seen: dict[tuple[Any, ...], list[str]] = {}
+        self.count = 0
+
+    def add(self, node: onnx.NodeProto, inputs: Sequence[str]) -> list[str]:
+        """The outputs of a copy of `node` that reads `inputs`; "" for outputs that it leaves out."""
+        if inputs and inputs[0] in self.joined:
+            inputs = self.part(node, inputs)
+            if len(inputs) == 1:
+                return [inputs[0]]
+        key = (node.op_type, node.domain, *inputs, *sorted(a.SerializeToString(deterministic=True) for a in node.attribute), *map(bool, node.output))
+        if key in self.seen and not node.op_type.startswith(_NEVER_SHARED):
+            return self.seen[key]
+        copy = type(node)()
+        copy.CopyFrom(node)
+        self.count += 1
+        copy.name = f"{self.prefix}n{self.count}"
+        del copy.input[:], copy.output[:]
+        copy.input.extend(inputs)
+        copy.output.extend(f"{copy.name}.{k}" if name else "" for k, name in enumerate(node.output))
+        self.nodes.append(copy)
+        self.seen[key] = list(copy.output)
+        return self.seen[key]
+
+    def node(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """The output of a new node."""
+        from onnx import helper
+
+        return self.add(helper.make_node(op, [], ["out"], **attributes), inputs)[0]
+
+    def part(self, node: onnx.NodeProto, inputs: Sequence[str]) -> Sequence[str]:
+        """The inputs of a Slice or Gather of joined registers that lies within one of them, as one of that register; its name alone if it is
+        all of it. So what a network does with a condition beside its state does not depend on the state.
+        """
+        values = [self.constants.whole_numbers(name) for name in inputs[1:]]
+        if node.op_type == "Gather" and [a.i for a in node.attribute if a.name == "axis"] == [1] and values[0] is not None and len(values[0]) == 1:
+            found = self.inside(inputs[0], values[0][0], values[0][0] + 1)
+            if found is not None:
+                shape = self.constants.tensors[inputs[1]].dims
+                return [found[0], self.constants.add(np.reshape(found[1], tuple(shape)), np.int64)]
+        if node.op_type == "Slice" and len(values) >= 3 and values[2] == [1] and (len(values) == 3 or values[3] == [1]) and values[0] and values[1]:
+            found = self.inside(inputs[0], values[0][0], values[1][0])
+            if found is not None:
+                part, start, stop, size = found
+                if (start, stop) == (0, size):
+                    return [part]
+                return [part, self.constants.add([start], np.int64), self.constants.add([stop], np.int64), *inputs[3:]]
+        return inputs
+
+    def inside(self, joined: str, start: int, stop: int) -> tuple[str, int, int, int] | None:
+        """The part that holds [start, stop) of joined registers: (its name, start and stop there, its size)."""
+        total = sum(size for _, size in self.joined[joined])
+        start, stop = start + total * (start < 0), min(stop + total * (stop < 0), total)
+        offset = 0
+        for name, size in self.joined[joined]:
+            if offset <= start < stop <= offset + size:
+                return name, start - offset, stop - offset, size
+            offset += size
+        return None
+
 
 class _Fuser:
     """Lowers instructions into `graph`; `values` and `shapes` say where each register is and what it looks like."""
 
     def __init__(self, program: Program, components: Mapping[str, onnx.ModelProto], inputs: Mapping[str, tuple[str, Shape]], batch: int) -> None:
         self.program, self.components, self.declared, self.batch = program, components, inputs, batch
-        self.graph, self.constants = _Graph(), _Constants()
+        self.constants = _Constants()
+        self.graph = _Graph(self.constants)
         self.shapes: dict[str, Shape] = {}
         self.values: dict[str, str] = {}
         self.draws: dict[str, tuple[int, Shape]] = {}
@@ -260,6 +304,7 @@ class _Fuser:
                 values[out] = self.node("Add", [self.node("Mul", [values[x], scale_name]), shift_name])
             case Concat(out, parts):
                 values[out] = self.node("Concat", [values[p] for p in parts], axis=1)
+                self.graph.joined[values[out]] = [(values[p], self.shapes[p][0]) for p in parts]
             case Slice(out, x, start, stop):
                 values[out] = self.node("Slice", [values[x], *(self.constant([v], np.int64) for v in (start, stop, 1))])
             case Select(out, mask, a, b):
@@ -428,7 +473,7 @@ class _Fuser:
         from onnx import helper
 
         self.lower_all(rolled.before)
-        outer, body = self.graph, _Graph("turn/")
+        outer, body = self.graph, _Graph(self.constants, "turn/")
         turn, more = "turn", "more"
         carried_names = [c.name for c in rolled.carried]
         self.infer_body(rolled)

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from edgegen.bundle import Bundle, FusedEntry, Variant
 from edgegen.errors import RuntimeFault, Status
+from edgegen.fusing import fused_onnx
 from edgegen.program import initial_state, normals
-from edgegen.program.fuse import fuse
-from edgegen.targets.onnxruntime import OrtComponent, fused_signature, network_of, open_fused
+from edgegen.targets.onnxruntime import OrtComponent, fused_signature, open_fused
 
 __all__ = ["FusedPrograms"]
 
@@ -66,14 +66,9 @@ class FusedPrograms:
             return self._open[name, batch]
 
     def _make(self, name: str, batch: int) -> OrtComponent:
-        bundle, variant = self.bundle, self.variant
-        conditions = {c.name: (c.dtype, c.shape) for c in bundle.manifest.conditions}
-        program = bundle.programs[name]
-        inputs = {i.name: conditions[i.name] if i.kind == "condition" else ("float32", bundle.manifest.sample.shape) for i in program.inputs}
-        networks = {component: network_of(bundle, variant, component) for component in variant.components}
-        model = fuse(program, networks, inputs, batch).model.SerializeToString()
-        signature = fused_signature(bundle, FusedEntry(name, batch, ""))
-        return OrtComponent(name, model, signature, threads=self.threads, providers=variant.providers, what=f"fused program {name!r}")
+        model = fused_onnx(self.bundle, name, variant=self.variant.name, batch=batch).SerializeToString()
+        signature = fused_signature(self.bundle, FusedEntry(name, batch, ""))
+        return OrtComponent(name, model, signature, threads=self.threads, providers=self.variant.providers, what=f"fused program {name!r}")
 
     def close(self) -> None:
         """Release the engine's sessions."""

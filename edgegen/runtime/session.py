@@ -95,6 +95,7 @@ class Session:
         specs = {c.name: c for c in bundle.manifest.conditions}
         self._needed = {name: {i.name: specs[i.name] for i in program.inputs if i.kind == "condition"} for name, program in bundle.programs.items()}
         self._thread = threading.local()
+        self._stepwise = fused is False
         threads = threads or variant.threads
         self._runner: Stepwise | Native | None
         self._fused: FusedPrograms | None = None
@@ -122,6 +123,12 @@ class Session:
         if report is None:
             raise RuntimeFault("no report yet: this thread has not called generate", Status.BAD_STATE)
         return report  # type: ignore[no-any-return]
+
+    def runs_fused(self, steps: int | None = None, batch: int = 1, *, program: str | None = None) -> bool:
+        """Whether `generate` runs this program as one network, where it is not asked for progress."""
+        name = self._pick(steps, program)
+        held = any((f.program, f.batch) == (name, batch) for f in self.variant.fused)
+        return self._stepwise is False and (held or (self._fused is not None and self._fused.made))
 
     def generate(
         self, seed: int = 0, steps: int | None = None, batch: int = 1, noise: npt.ArrayLike | None = None, on_step: OnStep | None = None,
