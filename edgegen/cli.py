@@ -9,7 +9,6 @@ import contextlib
 import json
 import logging
 import os
-import platform
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -20,11 +19,12 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import edgegen
-from edgegen.errors import EdgegenError, RecipeError, RuntimeFault, Status
+from edgegen.errors import EdgegenError, GateError, RecipeError, RuntimeFault, Status
 
 __all__ = ["app", "main"]
 
@@ -114,6 +114,7 @@ def build(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The bundle to write; default NAME.edgegen.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be built; build nothing.")] = False,
     settings: SetOption = None,
+    target: Annotated[str | None, typer.Option("--target", help="Also build for a kind of device: a target profile, by name or .toml file.")] = None,
     until: Annotated[str, typer.Option("--until", help="Stop after this stage: export, calibrate, quantize, compile, measure or pack.")] = "pack",
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Time the candidates and drop slow ones; without it builds are reproducible.")
@@ -129,6 +130,9 @@ def build(
 
     if until not in STAGES:
         raise RecipeError(f"--until: no stage {until!r}: {nearest(until, STAGES)}")
+    if target is not None:
+        path = Path(target).resolve() if target.endswith(".toml") else target
+        settings = [*(settings or ()), f"target.profile={path}"]
     plan = _plan(recipe, settings, trust_pickle)
     output = output or Path(f"{plan.recipe.name}.edgegen")
     if dry_run:
@@ -305,6 +309,40 @@ def tune(
     print(output)
 
 
+@app.command(name="compile")
+def compile_engines(
+    file: BundleArgument,
+    target: Annotated[str | None, typer.Option("--target", help="A target profile, by name or .toml file; default: whatever GPU is here.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Build ahead for --target into this folder; needs no GPU.")] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Build a bundle's TensorRT engines on this device, verify them and time them; or, with -o, build them ahead for another."""
+    from edgegen.compiling import build_ahead, compile_here
+    from edgegen.targets.profiles import profile_named
+
+    profile = None if target is None else profile_named(target)
+    with _bars() as bar:
+        if output is not None:
+            if profile is None:
+                raise RuntimeFault("-o builds engines ahead: say for which device with --target", Status.BAD_ARGUMENT)
+            written = build_ahead(file, profile, output, lambda what, done, total: bar("compile", what, done, total))
+        else:
+            made = compile_here(file, profile, lambda what, done, total: bar("compile", what, done, total))
+    if output is not None:
+        if json_output:
+            _print_json({"engines": [str(p) for p in written]})
+        else:
+            print("\n".join(map(str, written)))
+        return
+    if json_output:
+        _print_json({"variants": [{"variant": c.variant, "worst": c.worst, "milliseconds": c.milliseconds} for c in made]})
+        return
+    table = Table("variant", "ms", "golden, of the tolerance")
+    for c in made:
+        table.add_row(c.variant, f"{c.milliseconds:.3f}", f"{c.worst:.0%}")
+    Console().print(table)
+
+
 @app.command()
 def fuse(
     file: BundleArgument,
@@ -389,6 +427,79 @@ def verify(
 
 
 @app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="The reference: FILE.edgegen, FILE.edgegen:VARIANT, FILE.onnx, or a TensorRT engine.")],
+    b: Annotated[str, typer.Argument(help="What is compared with it, in the same forms.")],
+    layers: Annotated[bool, typer.Option("--all-layers/--outputs-only", help="Every tensor that both have, or only the outputs.")] = True,
+    snr: Annotated[float, typer.Option("--snr", help="Name the first tensor below so many decibels.")] = 40.0,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", min=0.0, help="Relative RMSE that outputs may have; beyond it the exit code is 3.")
+    ] = 1e-3,
+    top: Annotated[int, typer.Option("--top", min=0, help="Rows of the table: the tensors of the lowest SNR; 0 for all.")] = 25,
+    program: Annotated[str | None, typer.Option("--program", help="Whose evaluations: a program by name; default: the first.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of noise, conditions and drawn inputs.")] = 0,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Number of samples.")] = 1,
+    inputs: Annotated[Path | None, typer.Option("--inputs", help="An .npz file with the inputs of one evaluation, in place of a program's.")] = None,
+    engine: Annotated[str | None, typer.Option("--engine", help="Run B in this engine: onnxruntime, tensorrt-rtx or tensorrt.")] = None,
+    threads: ThreadsOption = 0,
+    json_output: JsonOption = False,
+) -> None:
+    """Run two networks on equal inputs and say, tensor by tensor, where B parts from A. Exit 3 if their outputs differ."""
+    from edgegen.comparing import compare as compare_networks
+    from edgegen.comparing import open_side, read_inputs
+
+    given = None if inputs is None else read_inputs(inputs)
+    with _bars() as bar:
+        found = compare_networks(
+            open_side(a), open_side(b, engine), program=program, seed=seed, batch=batch, inputs=given, layers=layers, threads=threads,
+            progress=lambda done, total: bar("compare", f"evaluation {done} of {total}", done, total),
+        )  # fmt: skip
+    first, output = found.first_below(snr), found.worst_output
+    agree = output.rmse <= tolerance
+    if json_output:
+        _print_json(
+            {
+                "a": a, "b": b, "program": found.program, "evaluations": found.evaluations, "agree": agree, "tolerance": tolerance, "snr_db": snr,
+                "first_below": None if first is None else first.to_json(), "worst_output": output.to_json(),
+                "tensors": [row.to_json() for row in found.rows], "unlike": list(found.unlike),
+            }
+        )  # fmt: skip
+    else:
+        _print_comparison(found, snr, top)
+    if not agree:
+        message = f"the outputs differ by a relative RMSE of {output.rmse:.1e}, most in {output}; {tolerance:g} is allowed (--tolerance)"
+        raise GateError(message)
+    if not json_output:
+        print(f"the outputs agree: relative RMSE {output.rmse:.1e}, {tolerance:g} is allowed")
+
+
+def _print_comparison(found: Any, snr: float, top: int) -> None:
+    """The table of a comparison, and where it first goes below `snr` decibels."""
+    first, rows = found.first_below(snr), found.lowest(top, snr)
+    source = f"{found.evaluations} evaluations of {found.program}" if found.program else "one evaluation"
+    shown = "" if len(rows) == len(found.rows) else f", {len(rows)} of {len(found.rows)} tensors (--top 0 for all)"
+    several = len({row.component for row in found.rows}) > 1
+    table = Table("tensor", "node", "shape", box=None, pad_edge=False, title=f"{source}{shown}", title_justify="left")
+    for heading in ("max abs", "max rel", "SNR dB", "at"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("")
+    for row in rows:
+        marks = [word for word, is_it in (("output", row.output), (f"first below {snr:g}", row is first), ("worst", row is found.worst)) if is_it]
+        at = f"{row.evaluation}" if row.time is None else f"t {row.time:g}"
+        node, shape = (f"{row.node} {row.operator}" if row.operator else ""), "x".join(map(str, row.shape)) or "1"
+        name = escape(f"{row.component}/{row.tensor}" if several else row.tensor)
+        table.add_row(name, node, shape, f"{row.max_abs:.1e}", f"{row.max_rel:.1e}", f"{row.snr_db:.1f}", at, ", ".join(marks))
+    Console().print(table)
+    if found.unlike:
+        print(f"of different shapes in A and B, and left out: {', '.join(found.unlike)}")
+    output = found.worst_output
+    if len(output.curve) > 1:
+        names = [str(i) if time is None else f"{time:g}" for i, (time, _) in enumerate(output.curve, 1)]
+        print(f"{output.tensor}, dB by time: {', '.join(f'{n}: {snr_db:.1f}' for n, (_, snr_db) in zip(names, output.curve, strict=True))}")
+    print(f"no tensor is below {snr:g} dB" if first is None else f"the first tensor below {snr:g} dB is {first}")
+
+
+@app.command()
 def bench(
     file: BundleArgument,
     program: Annotated[str | None, typer.Option("--program", help="A program by name; default: the first.")] = None,
@@ -427,20 +538,28 @@ def bench(
 
 
 @app.command()
-def doctor(json_output: JsonOption = False) -> None:
-    """Say what this machine has: versions, engines, memory, cache. Exit 4 if nothing here can run a bundle."""
-    from edgegen.inspection import machine_facts
+def doctor(
+    subject: Annotated[str | None, typer.Argument(metavar="[RECIPE_OR_BUNDLE]", help="Say whether building it, or running it, fits here.")] = None,
+    settings: SetOption = None,
+    cache_dir: CacheOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Say what is here, what is missing and how to get it, and what fits. Exit 4 if bundles cannot run here, or it will not fit."""
+    from edgegen.doctor import examine, tables
 
-    facts = machine_facts(_cache(None)) | {"python": platform.python_version(), "edgegen": edgegen.__version__}
+    found = examine(_cache(cache_dir), subject, settings or ())
     if json_output:
-        _print_json(facts)
+        _print_json(found.to_json())
     else:
-        table = Table(show_header=False)
-        for name, value in facts.items():
-            table.add_row(name, str(value))
-        Console().print(table)
-    if facts["onnxruntime"] == "not installed":
-        raise RuntimeFault("no engine on this machine; install one with: pip install 'edgegen[cpu]'", Status.BACKEND_MISSING)
+        for table in tables(found):
+            Console().print(table)
+    if not found.ok:
+        raise RuntimeFault("bundles cannot run here: ONNX Runtime is not there; install it with: pip install 'edgegen[cpu]'", Status.BACKEND_MISSING)
+    if found.fit is not None and not found.fit.fits:
+        _stderr.print(f"error: {found.fit.sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(4)
+    if found.fit is not None and not json_output:
+        print(found.fit.sentence)
 
 
 @app.command()

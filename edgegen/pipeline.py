@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from edgegen import stages
 from edgegen.errors import EdgegenError
 from edgegen.plan import Plan
@@ -76,15 +78,16 @@ def build(plan: Plan, output: Path, workspace: Workspace, options: Options | Non
     quantized: Path | None = None
     if until == "export":
         return exported
-    if plan.recipe.quantization.precisions:
-        key = {"set": digest_file(plan.calibration_file), "calibration": recipe["calibration"], "quantization": recipe["quantization"]}
+    engines = {"profile": None if plan.profile is None else msgspec.to_builtins(plan.profile), "precisions": plan.engine_precisions}
+    if plan.recipe.quantization.precisions or plan.engine_precisions:
+        key = engines | {"set": digest_file(plan.calibration_file), "calibration": recipe["calibration"], "quantization": recipe["quantization"]}
         calibrated = run("calibrate", stages.calibrate, (exported,), key | {"programs": programs, "versions": engine})
         if until == "calibrate":
             return calibrated
-        quantized = run("quantize", stages.quantize, (exported, calibrated), {"quantization": recipe["quantization"]})
+        quantized = run("quantize", stages.quantize, (exported, calibrated), engines | {"quantization": recipe["quantization"]})
     if until in ("calibrate", "quantize"):
         return quantized or exported
-    key = {"recipe": recipe, "programs": programs, "pickle": int(plan.trusted_pickle), "versions": engine}
+    key = engines | {"recipe": recipe, "programs": programs, "pickle": int(plan.trusted_pickle), "versions": engine | _versions("tensorrt-rtx")}
     compiled = run("compile", stages.compile_variants, (exported, quantized), key)
     if until == "compile":
         return compiled

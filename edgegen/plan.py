@@ -11,7 +11,7 @@ import numpy as np
 
 from edgegen.calibration import CalibrationSet, calibration_set
 from edgegen.diffusion import Process, make_process
-from edgegen.errors import EdgegenError, RecipeError
+from edgegen.errors import EdgegenError, RecipeError, nearest
 from edgegen.library import data_folders
 from edgegen.onnx_export.component import check_tools, check_weights_file, source_file
 from edgegen.program import Eval, Imm, Program
@@ -19,11 +19,13 @@ from edgegen.recipe import Recipe, Sampling, plain, recipe_to_json
 from edgegen.solvers import Denoiser, Guidance, build_program, solver_named
 from edgegen.solvers.diffusers_config import Scheduler, read_scheduler
 from edgegen.spec import BATCH, ConditionSpec, SampleSpec, Signature, TensorSpec
+from edgegen.targets.profiles import PRECISIONS, TargetProfile, profile_named
 from edgegen.workspace import digest_file
 
 __all__ = ["Plan", "make_plan", "program_of"]
 
 CHECKED_TIMES = 4
+_USUAL_PRECISIONS = ("float16", "int8", "float8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,14 @@ class Plan:
     calibration: CalibrationSet
     calibration_file: Path
     schedulers: Mapping[str, Scheduler]
+    profile: TargetProfile | None = None
+
+    @property
+    def engine_precisions(self) -> tuple[str, ...]:
+        """Precisions of the variants for the profile's TensorRT; empty where there is no such profile."""
+        if self.profile is None or self.profile.engine == "onnxruntime":
+            return ()
+        return self.recipe.target.precisions or tuple(p for p in _USUAL_PRECISIONS if p in self.profile.precisions)
 
     @property
     def component(self) -> str:
@@ -55,6 +65,8 @@ class Plan:
         if self.weights is not None:
             recipe["model"]["weights"] = self.weights.name
         recipe["calibration"]["set"] = self.calibration_file.name
+        if self.profile is not None:
+            recipe["target"]["profile"] = self.profile.name
         if not recipe["process"]:
             scheduler = next(iter(self.schedulers.values()))
             recipe["process"] = plain(dict(scheduler.process))
@@ -174,6 +186,11 @@ def _sources(recipe: Recipe, folder: Path, weights: Path | None) -> dict[str, st
     return sources | ({} if weights is None else {"weights": digest_file(weights)})
 
 
+def _profile_path(name: str, folder: Path) -> str | Path:
+    """A profile by its name, or by a path relative to the recipe."""
+    return folder / Path(name).expanduser() if name.endswith(".toml") else name
+
+
 def make_plan(recipe: Recipe, folder: Path, *, trust_pickle: bool = False) -> Plan:
     """Resolve and check a recipe whose relative paths start at `folder`.
 
@@ -182,6 +199,12 @@ def make_plan(recipe: Recipe, folder: Path, *, trust_pickle: bool = False) -> Pl
     """
     model = recipe.model
     conditions = _conditions(recipe)
+    profile = None if recipe.target.profile is None else profile_named(_profile_path(recipe.target.profile, folder))
+    if recipe.target.precisions and (profile is None or profile.engine == "onnxruntime"):
+        raise RecipeError("target.precisions: needs target.profile of a device with TensorRT; quantization.precisions is for ONNX Runtime")
+    for precision in recipe.target.precisions:
+        if precision not in PRECISIONS:
+            raise RecipeError(f"target.precisions: {nearest(precision, PRECISIONS)}")
     if recipe.target.engine != "onnxruntime":
         raise RecipeError(f"target.engine {recipe.target.engine!r}: this edgegen builds for 'onnxruntime'")
     schedulers = {path: read_scheduler(folder / path) for s in recipe.programs if (path := s.scheduler) is not None}
@@ -196,5 +219,5 @@ def make_plan(recipe: Recipe, folder: Path, *, trust_pickle: bool = False) -> Pl
     return Plan(
         recipe, folder, _signature(recipe), conditions, sample, programs, weights,
         trust_pickle and weights is not None and weights.suffix != ".safetensors",
-        _sources(recipe, folder, weights), calibration, calibration_file, schedulers,
+        _sources(recipe, folder, weights), calibration, calibration_file, schedulers, profile,
     )  # fmt: skip

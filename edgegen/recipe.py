@@ -127,10 +127,13 @@ class Gate(_Section, frozen=True):
 class Target(_Section, frozen=True):
     """Where it runs. threads: of the engine, 0 for what is measured to be fastest, or one per core.
 
-    form: of the default program: "stepwise", "fused" (one network for all steps), or "auto" for what is measured to be fastest.
+    form: of the default program: "stepwise", "fused" (one network for all steps), or "auto" for what is measured to be fastest. profile: a kind of
+    device by its name or a .toml file (docs/targets.md): variants for its engine are made beside those for ONNX Runtime. precisions: of those.
     """
 
     engine: str = "onnxruntime"
+    profile: str | None = None
+    precisions: tuple[str, ...] = ()
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     form: Literal["auto", "stepwise", "fused"] = "auto"
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from edgegen import __version__, canonical
 from edgegen.bundle import Golden, Manifest, ProgramEntry, Variant, bundle_bytes, open_bundle, parse_bundle
 from edgegen.calibration import CalibrationContext, Ranges, collect_ranges
-from edgegen.errors import GateError, ProgramError, RuntimeFault, Status
+from edgegen.errors import BuildError, GateError, ProgramError, RuntimeFault, Status
 from edgegen.fusing import with_fused
 from edgegen.onnx_export import export_component
 from edgegen.plan import Plan
@@ -28,6 +29,10 @@ from edgegen.targets.onnxruntime import OrtComponent, check_model, parse_model, 
 from edgegen.targets.onnxruntime.qdq import plan as plan_qdq
 from edgegen.targets.onnxruntime.qdq import quantize as quantize_model
 from edgegen.targets.onnxruntime.qdq import watched
+from edgegen.targets.tensorrt import BuildOptions, build_engine, check_for_tensorrt, slow_spots
+from edgegen.targets.tensorrt.component import batch_profiles
+from edgegen.targets.tensorrt.module import MODULES
+from edgegen.targets.tensorrt.networks import network_for
 from edgegen.timing import machine
 
 __all__ = ["calibrate", "compile_variants", "export", "measure", "pack", "quantize"]
@@ -37,7 +42,7 @@ Progress = Callable[[str, int, int], None]
 Array = npt.NDArray[Any]
 
 FLOAT = "float32"
-_TOLERANCE = {FLOAT: 1e-3, "int8": 5e-2}
+_TOLERANCE = {FLOAT: 1e-3, "float16": 1e-2, "bfloat16": 5e-2, "int8": 5e-2, "float8": 5e-2, "int4": 5e-2}
 """Tolerance of golden vectors per precision, as RMSE relative to the sample's range: engines differ in the order of their sums."""
 _ROUNDS, _RUNS = 9, 3
 
@@ -73,7 +78,7 @@ def calibrate(plan: Plan, exported: Path, out: Path, progress: Progress) -> None
     recipe = plan.recipe
     data = _model(exported, FLOAT).read_bytes()
     model = parse_model(data, "float32.onnx")
-    tensors = watched(model, plan_qdq(model, recipe.quantization.operators, recipe.quantization.keep))
+    tensors = watched(model, plan_qdq(model, recipe.quantization.operators, recipe.quantization.keep)) if _quantized(plan) else ()
     if not tensors:
         _write_json(out / "ranges.json", {"ranges": {}, "evaluations": 0})
         return
@@ -96,18 +101,35 @@ def calibrate(plan: Plan, exported: Path, out: Path, progress: Progress) -> None
     _write_json(out / "ranges.json", {"ranges": ranges.to_json(), "evaluations": seen})
 
 
+def _quantized(plan: Plan) -> bool:
+    """Whether anything of the build needs the ranges of activations."""
+    return bool(plan.recipe.quantization.precisions) or not {"int8", "float8"}.isdisjoint(plan.engine_precisions)
+
+
 def quantize(plan: Plan, exported: Path, calibrated: Path, out: Path, progress: Progress) -> None:
-    """Writes quantize.json (how many nodes) and, unless there are none, int8.onnx."""
+    """Writes quantize.json (how many nodes, and what TensorRT does not get), int8.onnx unless there are none, and TensorRT's networks."""
     progress("placing scales", 0, 1)
     model = parse_model(_model(exported, FLOAT).read_bytes(), "float32.onnx")
     ranges = Ranges.from_json(_read_json(calibrated / "ranges.json")["ranges"])
     placements = plan_qdq(model, plan.recipe.quantization.operators, plan.recipe.quantization.keep)
-    if placements:
+    if placements and plan.recipe.quantization.precisions:
         data = quantize_model(model, placements, ranges).SerializeToString(deterministic=True)
         check_model(parse_model(data, "int8.onnx"), plan.signature, "int8.onnx")
         _model(out, "int8").write_bytes(data)
-    _write_json(out / "quantize.json", {"nodes": len(placements)})
+    refused: dict[str, str] = {}
+    for name, precision in _engine_networks(plan).items():
+        try:
+            network = network_for(model, precision, ranges, plan.recipe.quantization.operators, plan.recipe.quantization.keep)
+            _model(out, name).write_bytes(network.SerializeToString(deterministic=True))
+        except BuildError as e:
+            refused[name] = str(e)
+    _write_json(out / "quantize.json", {"nodes": len(placements), "refused": refused})
     progress("quantized", 1, 1)
+
+
+def _engine_networks(plan: Plan) -> dict[str, str]:
+    """Names of the variants for the profile's TensorRT -> their precisions."""
+    return {} if plan.profile is None else {f"{plan.profile.engine}-{precision}": precision for precision in plan.engine_precisions}
 
 
 def _generate(plan: Plan, network: OrtComponent, program: Program, seed: int, count: int, conditions: Mapping[str, Any]) -> Array:
@@ -143,6 +165,15 @@ def compile_variants(plan: Plan, exported: Path, quantized: Path | None, out: Pa
         else:
             operators = ", ".join(plan.recipe.quantization.operators)
             verdicts[precision] = {"passed": 0, "why": f"nothing to quantize: the network has no {operators} with constant weights", "bytes": 0}
+    engines: dict[str, Any] = {}
+    for i, name in enumerate(_engine_networks(plan)):
+        progress(f"building {name}", i, len(plan.engine_precisions))
+        assert quantized is not None
+        try:
+            engines[name] = _built(plan, quantized, name)
+            candidates[name] = _model(quantized, name).read_bytes()
+        except BuildError as e:
+            verdicts[name] = {"passed": 0, "why": str(e), "bytes": 0}
     done, total = 0, len(candidates) * len(plan.programs)
 
     def report() -> None:
@@ -169,8 +200,10 @@ def compile_variants(plan: Plan, exported: Path, quantized: Path | None, out: Pa
         worst = min(distances.values(), key=lambda d: d.psnr_db)
         passed = worst.psnr_db >= plan.recipe.gate.psnr_db
         why = "the reference" if precision == FLOAT else f"{worst.psnr_db:.1f} dB, the gate asks {plan.recipe.gate.psnr_db:.1f} dB"
+        if precision in engines:
+            why = f"{why}; {engines[precision]['why']}"
         verdicts[precision] = {
-            "passed": int(passed), "why": why, "bytes": len(data),
+            "passed": int(passed), "why": why, "bytes": len(data), **({"engine": engines[precision]} if precision in engines else {}),
             "programs": {n: {"psnr_db": f"{d.psnr_db:.2f}", "rmse": f"{d.rmse:.5f}", "max_abs": f"{d.max_abs:.4f}"} for n, d in distances.items()},
         }  # fmt: skip
         if passed:
@@ -182,8 +215,32 @@ def compile_variants(plan: Plan, exported: Path, quantized: Path | None, out: Pa
     _write_json(out / "gate.json", verdicts)
 
 
+def _built(plan: Plan, quantized: Path, name: str) -> dict[str, Any]:
+    """What TensorRT makes of a network, as JSON: built here where that needs no GPU, else only checked. Raises BuildError if it refuses it."""
+    profile = plan.profile
+    assert profile is not None
+    refused = _read_json(quantized / "quantize.json")["refused"]
+    if name in refused:
+        raise BuildError(refused[name])
+    data = _model(quantized, name).read_bytes()
+    capabilities = (profile.compute_capability,) if profile.compute_capability else ()
+    model = parse_model(data, name)
+    check_for_tensorrt(model, name, capabilities)
+    if profile.engine == "tensorrt" or importlib.util.find_spec(MODULES[profile.engine]) is None:
+        return {"why": f"checked for {profile.engine}; its engine is built on the device", "slow": slow_spots(model, capabilities)}
+    options = BuildOptions(engine=profile.engine, capabilities=capabilities, profiles=batch_profiles(plan.signature))
+    engine = build_engine(data, options, where=name)
+    products = {op: sorted({str(p) for p in engine.report.precisions(op)}) for op in ("Conv", "MatMul") if engine.report.products(op)}
+    kinds = "; ".join(f"{op} in {' and '.join(found)}" for op, found in products.items())
+    return {
+        "why": f"its engine for {', '.join(capabilities)} has {len(engine.data) / 1e6:.2f} MB, {kinds}", "bytes": len(engine.data),
+        "products": products, "slow": slow_spots(model, capabilities), "version": engine.report.version,
+    }  # fmt: skip
+
+
 def _variant(plan: Plan, precision: str, data: bytes, golden: Mapping[str, Array], members: dict[str, bytes]) -> Variant:
     """A variant's entry; its network, its weights and its golden samples are added to `members`."""
+    engine = plan.profile.engine if plan.profile is not None and precision in _engine_networks(plan) else "onnxruntime"
     network, place = f"{plan.component}.{precision}.onnx", f"{plan.component}.{precision}.weights"
     members[network], weights = split_weights(parse_model(data, network), place)
     if weights:
@@ -192,9 +249,10 @@ def _variant(plan: Plan, precision: str, data: bytes, golden: Mapping[str, Array
     for i, (program, sample) in enumerate(golden.items()):
         member = f"golden.{i}.{precision}.f32"
         members[member] = np.ascontiguousarray(sample, "<f4").tobytes()
-        vectors.append(Golden(program, member, _TOLERANCE[precision] * (plan.sample.high - plan.sample.low)))
+        tolerance = _TOLERANCE.get(precision) or _TOLERANCE[_engine_networks(plan)[precision]]
+        vectors.append(Golden(program, member, tolerance * (plan.sample.high - plan.sample.low)))
     weights_of = {plan.component: place} if weights else {}
-    return Variant(precision, "onnxruntime", {plan.component: network}, tuple(vectors), weights_of, threads=plan.recipe.target.threads)
+    return Variant(precision, engine, {plan.component: network}, tuple(vectors), weights_of, threads=plan.recipe.target.threads)
 
 
 def _with_fused(plan: Plan, data: bytes, verdicts: dict[str, Any]) -> bytes:
@@ -237,7 +295,8 @@ def measure(plan: Plan, compiled: Path, out: Path, progress: Progress) -> None:
     path, target = compiled / "candidates.edgegen", plan.recipe.target
     bundle = open_bundle(path)
     program = bundle.manifest.programs[0].name
-    candidates = candidates_of(bundle.manifest.variants, program, (target.threads,) if target.threads else thread_counts())
+    here = [v for v in bundle.manifest.variants if v.engine == "onnxruntime"]  # of an engine built for another device nothing can be said here
+    candidates = candidates_of(here, program, (target.threads,) if target.threads else thread_counts())
     if target.form == "fused":
         candidates = [c for c in candidates if c.fused]
     progress(f"timing {len(candidates)} candidates", 0, _ROUNDS)
@@ -257,8 +316,11 @@ def pack(plan: Plan, exported: Path, quantized: Path | None, compiled: Path, mea
     if measured is not None:
         figures = _read_json(measured / "measured.json")
         times = {Candidate(r["variant"], bool(r["fused"]), r["threads"]): r["milliseconds"] for r in figures["candidates"]}
-        variants = settle(variants, times)
+        engines = [v for v in variants if v.engine != "onnxruntime"]
+        variants = settle([v for v in variants if v.engine == "onnxruntime"], times)
         best = {v.name: min(ms for c, ms in times.items() if c.variant == v.name) for v in variants}
+        for v in engines:
+            verdicts[v.name]["why"] += "; not measured: it is for another device, edgegen tune measures it there"
         for v in variants:
             ratio = best[FLOAT] / best[v.name]
             form = f"{'fused' if v.fused else 'stepwise'}, {v.threads or 'all'} thread{'s' * (v.threads != 1)}"
@@ -267,10 +329,12 @@ def pack(plan: Plan, exported: Path, quantized: Path | None, compiled: Path, mea
             )
             if v.name != FLOAT and ratio < plan.recipe.gate.speedup:
                 verdicts[v.name]["passed"] = 0
-        variants = [v for v in variants if verdicts[v.name]["passed"]]
+        variants = [*engines, *(v for v in variants if verdicts[v.name]["passed"])]
         documents["measured"] = measured_document(figures["program"], figures["machine"], times)
-    elif plan.recipe.target.form == "auto":
-        variants = [replace(v, fused=()) for v in variants]  # not measured, so not known to be faster
+    else:
+        if plan.recipe.target.form == "auto":
+            variants = [replace(v, fused=()) for v in variants]  # not measured, so not known to be faster
+        variants = sorted(variants, key=lambda v: v.engine == "onnxruntime")
     documents["report"] = {"export": _read_json(exported / "export.json"), "variants": verdicts}
     if quantized is not None:
         documents["report"]["quantize"] = _read_json(quantized / "quantize.json")

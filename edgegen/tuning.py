@@ -18,12 +18,10 @@ from edgegen.errors import EdgegenError, RuntimeFault, Status
 from edgegen.fusing import with_fused
 from edgegen.runtime.session import open_session
 from edgegen.targets.choose import Candidate, candidates_of, measured_document, settle, thread_counts, time_candidates
+from edgegen.targets.opening import ENGINES
 from edgegen.timing import machine
 
 __all__ = ["Tuned", "tune"]
-
-ENGINE = "onnxruntime"
-
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
@@ -79,7 +77,7 @@ def _offered(bundle: Bundle, providers: Sequence[str]) -> tuple[Variant, ...]:
     """The bundle's variants, and each with every provider more: those are named `VARIANT-provider`."""
     variants = [replace(v, fused=()) for v in bundle.manifest.variants]
     known = {v.name for v in variants}
-    for variant in [v for v in variants if v.engine == ENGINE and not v.providers]:
+    for variant in [v for v in variants if v.engine == "onnxruntime" and not v.providers]:
         for provider in providers:
             made = replace(variant, name=f"{variant.name}-{provider.lower()}", providers=(Provider(provider),))
             if made.name not in known:
@@ -90,8 +88,8 @@ def _offered(bundle: Bundle, providers: Sequence[str]) -> tuple[Variant, ...]:
 def _reason_against(bundle: Bundle, variant: Variant) -> str:
     """Why a variant cannot be timed here; empty if it can."""
     try:
-        if variant.engine != ENGINE:
-            return f"is for {variant.engine}, which the Python runtime does not time"
+        if variant.engine not in ENGINES:
+            return f"is for {variant.engine}, which this runtime cannot run"
         with open_session(bundle, variant=variant.name, fused=False) as session:
             wrong = [(program, d.rmse, tolerance) for program, _, d, tolerance in session.self_test() if not d.rmse <= tolerance]
     except EdgegenError as e:

@@ -138,7 +138,7 @@ class _Graph:
 
     def add(self, node: onnx.NodeProto, inputs: Sequence[str]) -> list[str]:
         """The outputs of a copy of `node` that reads `inputs`; "" for outputs that it leaves out."""
-        if inputs and inputs[0] in self.joined:
+        if inputs and inputs[0] in self.joined and node.op_type in ("Gather", "Slice"):
             inputs = self.part(node, inputs)
             if len(inputs) == 1:
                 return [inputs[0]]
@@ -154,6 +154,8 @@ class _Graph:
         copy.output.extend(f"{copy.name}.{k}" if name else "" for k, name in enumerate(node.output))
         self.nodes.append(copy)
         self.seen[key] = list(copy.output)
+        if node.op_type == "Cast" and inputs[0] in self.joined:
+            self.joined[copy.output[0]] = [(self.add(node, [name])[0], size) for name, size in self.joined[inputs[0]]]
         return self.seen[key]
 
     def node(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
@@ -497,7 +499,7 @@ class _Fuser:
         outer.nodes += [n for n in inside if n.name in hoisted]
         count = self.constant(rolled.turns, np.int64)
         lasts = [f"{name}.last" for name in carried_names]
-        outer.nodes.append(helper.make_node("Loop", [count, "", *starts], lasts, "loop", body=graph))
+        outer.nodes.append(helper.make_node("Loop", [count, self.constant(True, np.bool_), *starts], lasts, "loop", body=graph))
         for c, name in zip(rolled.carried, lasts, strict=True):
             self.values[name] = name
             if c.like in self.shapes:

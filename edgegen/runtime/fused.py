@@ -14,7 +14,9 @@ from edgegen.bundle import Bundle, FusedEntry, Variant
 from edgegen.errors import RuntimeFault, Status
 from edgegen.fusing import fused_onnx
 from edgegen.program import initial_state, normals
-from edgegen.targets.onnxruntime import OrtComponent, fused_signature, open_fused
+from edgegen.targets.component import Component
+from edgegen.targets.onnxruntime import OrtComponent, fused_signature
+from edgegen.targets.opening import open_fused
 
 __all__ = ["FusedPrograms"]
 
@@ -30,7 +32,7 @@ class FusedPrograms:
     def __init__(self, bundle: Bundle, variant: Variant, threads: int, *, made: bool) -> None:
         self.bundle, self.variant, self.threads, self.made = bundle, variant, threads, made
         self._entries = {(f.program, f.batch): f for f in variant.fused}
-        self._open: dict[tuple[str, int], OrtComponent] = {}
+        self._open: dict[tuple[str, int], Component] = {}
         self._lock = threading.Lock()
 
     def has(self, name: str, batch: int) -> bool:
@@ -55,7 +57,7 @@ class FusedPrograms:
             raise RuntimeFault(f"program {name!r}: the sample is NaN or infinite; run it step by step to see where it began", Status.NONFINITE)
         return sample, {"fused": seconds}
 
-    def open(self, name: str, batch: int) -> OrtComponent:
+    def open(self, name: str, batch: int) -> Component:
         """The network of a program at a batch, opened when it is first needed."""
         with self._lock:
             if (name, batch) not in self._open:

@@ -30,6 +30,7 @@ from edgegen.runtime.fused import FusedPrograms
 from edgegen.runtime.native import Native
 from edgegen.runtime.stepwise import Stepwise
 from edgegen.spec import ConditionSpec, default_conditions
+from edgegen.targets.opening import ENGINES
 
 __all__ = ["Report", "Session", "Stream", "load", "open_session"]
 
@@ -324,17 +325,30 @@ def open_session(bundle: Bundle, *, variant: str | None = None, threads: int = 0
         return Session(bundle, variants[variant], threads=threads, fused=fused, runtime=runtime)
     missing: list[str] = []
     for v in variants.values():
-        if v.engine != "onnxruntime":
+        if v.engine not in (ENGINES if runtime == "python" else ENGINES[:1]):
             missing.append(f"{v.name}: is for {v.engine}, which this runtime cannot run")
             continue
         try:
             session = Session(bundle, v, threads=threads, fused=fused, runtime=runtime)
+            reason = _differs(session) if v.engine != "onnxruntime" else ""
         except RuntimeFault as e:
-            if e.code != Status.PROVIDER_MISSING or len(variants) == 1:
+            absent = e.code == Status.PROVIDER_MISSING or (v.engine != "onnxruntime" and e.code == Status.BACKEND_MISSING)
+            if not absent or len(variants) == 1:
                 raise
-            missing.append(f"{v.name}: {e}")
+            reason = str(e)
+        if reason:
+            missing.append(f"{v.name}: {reason}")
             continue
         for line in missing:
             logger.warning("variant %s; taking %s", line, v.name)
         return session
     raise RuntimeFault(f"no variant of this bundle runs here: {'; '.join(missing)}", Status.NO_VARIANT)
+
+
+def _differs(session: Session) -> str:
+    """Why an engine that was built on this device is not to be used: its golden vectors differ. Empty if they do not."""
+    for program, _, found, tolerance in session.self_test():
+        if not found.rmse <= tolerance:
+            session.close()
+            return f"{program} differs from its golden vector by {found.rmse:.2e} here, {tolerance:.0e} is allowed"
+    return ""

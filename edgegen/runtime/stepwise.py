@@ -13,7 +13,8 @@ import numpy.typing as npt
 from edgegen.bundle import Bundle, Variant
 from edgegen.program import Executable, StreamState, initial_state, normals
 from edgegen.program.interpreter import OnStep
-from edgegen.targets.onnxruntime import OrtComponent, open_component
+from edgegen.targets.component import Component
+from edgegen.targets.opening import open_component
 
 __all__ = ["Stepwise"]
 
@@ -25,7 +26,7 @@ class _Timed:
 
     __slots__ = ("component", "seconds")
 
-    def __init__(self, component: OrtComponent) -> None:
+    def __init__(self, component: Component) -> None:
         self.component = component
         self.seconds = 0.0
 
@@ -44,10 +45,10 @@ class Stepwise:
         self._sample = bundle.manifest.sample.shape
         self._programs = {name: Executable(program) for name, program in bundle.programs.items()}
         self._bundle, self._variant, self._threads = bundle, variant, threads
-        self._components: dict[str, OrtComponent] = {}
+        self._components: dict[str, Component] = {}
         self._lock = threading.Lock()
 
-    def open(self) -> dict[str, OrtComponent]:
+    def open(self) -> dict[str, Component]:
         """The networks, opened when they are first needed: a session that only runs fused programs needs none."""
         with self._lock:
             if not self._components:

@@ -43,7 +43,13 @@ def fused_model() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-def fused_bundle(change: Callable[[onnx.ModelProto], object] = lambda m: None, program: Program = PROGRAM, *, condition: str = "c") -> bytes:
+def fused_bundle(
+    change: Callable[[onnx.ModelProto], object] = lambda m: None,
+    program: Program = PROGRAM,
+    *,
+    condition: str = "c",
+    sample: tuple[int, ...] = SAMPLE,
+) -> bytes:
     """A bundle whose default program is fused, with its network changed."""
     model = fused_model()
     change(model)
@@ -59,12 +65,12 @@ def fused_bundle(change: Callable[[onnx.ModelProto], object] = lambda m: None, p
         (FusedEntry("one", 1, "fused.onnx"),),
     )
     manifest = Manifest(
-        "fused", "", "", "test", False, SampleSpec(SAMPLE), (ConditionSpec(condition, "int64", (), 0, 3, 1),), {"f": signature},
+        "fused", "", "", "test", False, SampleSpec(sample), (ConditionSpec(condition, "int64", (), 0, 3, 1),), {"f": signature},
         (ProgramEntry("one", 1, "program.json"),), (variant,), {},
     )  # fmt: skip
     members = {
         "program.json": canonical.encode(program_to_json(program)), "f.onnx": b"not read", "f.weights": np.zeros(300, np.float32).tobytes(),
-        "golden.f32": np.zeros(SAMPLE, np.float32).tobytes(), "fused.onnx": model.SerializeToString(),
+        "golden.f32": np.zeros(sample, np.float32).tobytes(), "fused.onnx": model.SerializeToString(),
     }  # fmt: skip
     return bundle_bytes(manifest, members)
 
@@ -80,6 +86,40 @@ def size(side, index, axis, value):
 def drawing(count):
     """The program with so many draws."""
     return replace(PROGRAM, instructions=(*(Noise("z", "x_T", k + 1) for k in range(count)), *PROGRAM.instructions[1:]))
+
+
+def taking(count):
+    """The network with so many draws more."""
+
+    def change(model):
+        del model.graph.input[2]
+        model.graph.node[0].input[1] = "draw.1"
+        model.graph.input.extend(helper.make_tensor_value_info(f"draw.{k + 1}", 1, [1, *SAMPLE]) for k in range(count))
+
+    return change
+
+
+def giving(name, tail):
+    """The network with an output more."""
+
+    def change(model):
+        model.graph.node.append(helper.make_node("Identity", ["a"], [name]))
+        model.graph.output.append(helper.make_tensor_value_info(name, 1, [1, *tail]))
+
+    return change
+
+
+def of_rank_six():
+    """A bundle whose samples have six sizes, which the batch makes seven."""
+    wide = (2, 4, 1, 1, 1, 1)
+
+    def change(model):
+        for value in (model.graph.input[0], model.graph.input[2], model.graph.output[0]):
+            for _ in range(4):
+                value.type.tensor_type.shape.dim.add(dim_value=1)
+
+    plain = (Noise("z", "x_T", 3), Clamp("y", "z", -1.0, 1.0))
+    return fused_bundle(change, replace(PROGRAM, instructions=plain, nfe={}), sample=wide)
 
 
 LIKE_A_DRAW = replace(PROGRAM, inputs=(Input("x_T"), Input("draw.3", "condition")))
@@ -98,6 +138,7 @@ FUSED = {
     "an output of another name": (fused_bundle(lambda m: setattr(m.graph.output[0], "name", "a")), "its outputs are"),
     "a program with states": (fused_bundle(program=STREAM), "has states"),
     "a condition named like a draw": (fused_bundle(program=LIKE_A_DRAW, condition="draw.3"), "has an input that is named like a draw"),
-    "2,049 tensors": (fused_bundle(program=drawing(2046)), "has more than 2048 inputs, draws and outputs"),
-    "an output with a long name": (fused_bundle(program=LONG), "has a name that is too long"),
+    "2,049 tensors": (fused_bundle(taking(2046), drawing(2046)), "has more than 2048 inputs, draws and outputs"),
+    "an output with a long name": (fused_bundle(giving("out." + "a" * 61, SAMPLE), LONG), "has a name that is too long"),
+    "samples of rank six": (of_rank_six(), "has a tensor of rank 6"),
 }  # fmt: skip

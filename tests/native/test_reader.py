@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 
 from edgegen import canonical
-from edgegen.bundle import Golden, Variant, bundle_bytes
+from edgegen.bundle import FusedEntry, Golden, Variant, bundle_bytes
 from edgegen.bundle.layout import HEADER, MAGIC
 from edgegen.errors import Status
 from edgegen.program import Concat, Eval, Input, Lincomb, Muladd, Noise, Program, Reg, program_to_json
@@ -81,9 +81,14 @@ def greedy():
         replace(MANIFEST, components=MANIFEST.components | {"g": Signature(many[:1021], many[:1024])}, conditions=conditions, variants=(replace(MANIFEST.variants[0], components={"f": "f.onnx", "g": "f.onnx"}),), **texts), MEMBERS
     ), Status.OK  # fmt: skip
     golden = tuple(Golden("one", "golden.f32", 0.5) for _ in range(256))
-    variants = tuple(Variant(f"v{i}", "elsewhere", {"f": "f.onnx"}, golden[:40]) for i in range(64))
+    fused = tuple(FusedEntry("one", i + 1, "fused.onnx") for i in range(40))
+    variants = tuple(Variant(f"v{i}", "elsewhere", {"f": "f.onnx"}, golden[:40], fused=fused) for i in range(64))
     documents = {f"d{i}": "recipe.json" for i in range(64)}
-    yield "64 variants of 40 golden vectors", bundle_bytes(replace(MANIFEST, variants=variants, documents=documents), MEMBERS), Status.OK
+    yield (
+        "64 variants of 40 golden vectors and 40 fused programs",
+        bundle_bytes(replace(MANIFEST, variants=variants, documents=documents), MEMBERS),
+        Status.OK,
+    )
     steps = [Lincomb(f"{long[:58]}_{i:04}", tuple((1.0, "x_T") for _ in range(16))) for i in range(4093)]
     yield "4,096 registers with long names", bundle_bytes(MANIFEST, MEMBERS | {"program.0.json": encoded(*steps)}), Status.OK
     yield (

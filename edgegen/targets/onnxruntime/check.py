@@ -22,6 +22,8 @@ _CONTRIB = frozenset({"BiasGelu", "DequantizeLinear", "FastGelu", "Gelu", "MatMu
 MatMulNBits, whose attributes are checked here."""
 _BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8}
 """TensorProto.DataType -> bytes per element, for the types that a component may hold."""
+_OTHER_BITS = {16: 16, 17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4}
+"""Of the types that networks for other engines may hold too: bfloat16, float8, int4."""
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,18}")
 _DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
 
@@ -44,14 +46,15 @@ def parse_model(data: bytes, where: str) -> onnx.ModelProto:
     return model
 
 
-def _check_constant(tensor: Any, where: str, weights: Mapping[str, int], *, initializer: bool) -> None:
+def _check_constant(tensor: Any, where: str, weights: Mapping[str, int], *, initializer: bool, others: bool) -> None:
     """weights: the members that hold large constants, and their sizes."""
     where = f"{where}: tensor {tensor.name!r}"
-    if tensor.data_type not in _BYTES:
+    bits = _BYTES.get(tensor.data_type, 0) * 8 or (_OTHER_BITS.get(tensor.data_type, 0) if others else 0)
+    if not bits:
         raise _bad(where, f"has ONNX data type {tensor.data_type}, which components may not hold")
     if any(size < 0 for size in tensor.dims):
         raise _bad(where, f"has the shape {list(tensor.dims)}")
-    expected = math.prod(tensor.dims) * _BYTES[tensor.data_type]
+    expected = (math.prod(tensor.dims) * bits + 7) // 8
     lists = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data, tensor.string_data)
     if any(lists) or tensor.HasField("segment"):
         raise _bad(where, "is stored as a list of numbers; components hold raw bytes")
@@ -109,10 +112,13 @@ def _check_matmul(node: Any, constants: dict[str, Any], where: str) -> None:
             )
 
 
-def check_model(model: onnx.ModelProto, signature: Signature, where: str, weights: Mapping[str, int] | None = None) -> None:
+def check_model(
+    model: onnx.ModelProto, signature: Signature, where: str, weights: Mapping[str, int] | None = None, engine: str = "onnxruntime"
+) -> None:
     """Raise BundleError (INCONSISTENT) unless the model is self-contained and has this signature.
 
     weights: the members that may hold its large constants and their sizes in bytes, for the network of a bundle.
+    engine: networks of others may hold bfloat16, float8 and int4.
     """
     graph = model.graph
     if model.functions:
@@ -132,9 +138,9 @@ def check_model(model: onnx.ModelProto, signature: Signature, where: str, weight
             raise _bad(where, f"operator {node.op_type!r} holds a subgraph or a list of tensors, which components may not")
         for a in node.attribute:
             if a.HasField("t"):
-                _check_constant(a.t, where, {}, initializer=False)
+                _check_constant(a.t, where, {}, initializer=False, others=engine != "onnxruntime")
     for tensor in graph.initializer:
-        _check_constant(tensor, where, weights or {}, initializer=True)
+        _check_constant(tensor, where, weights or {}, initializer=True, others=engine != "onnxruntime")
     for node in graph.node:
         if node.op_type == "MatMulNBits":
             _check_matmul(node, constants, where)

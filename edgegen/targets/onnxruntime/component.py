@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from edgegen.bundle import Bundle, FusedEntry, Provider, Variant
 from edgegen.errors import BundleError, RuntimeFault, Status
 from edgegen.program.shapes import infer_shapes, noise_shapes
-from edgegen.spec import BATCH, MAX_TENSORS, Signature, TensorSpec
+from edgegen.spec import MAX_TENSORS, Signature, TensorSpec
+from edgegen.targets.component import Component
 from edgegen.targets.onnxruntime.check import check_model, parse_model
 from edgegen.targets.onnxruntime.weights import join_weights, outside
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["OrtComponent", "fused_signature", "network_of", "onnxruntime_version", "open_component", "open_engine", "open_fused"]
+__all__ = ["OrtComponent", "fused_network_of", "fused_signature", "network_of", "onnxruntime_version", "open_component", "open_engine", "open_fused"]
 
-_KEPT_TIMES = 4096
 _construct = threading.Lock()
 """ONNX Runtime's registries race when two sessions are made at once (onnxruntime#27089)."""
 
@@ -40,14 +38,6 @@ def _onnxruntime() -> Any:
 def onnxruntime_version() -> str:
     """The version of ONNX Runtime. Raises RuntimeFault (BACKEND_MISSING) where it is not installed."""
     return str(_onnxruntime().__version__)
-
-
-def _rows(arrays: dict[str, npt.NDArray[Any]]) -> int:
-    """The batch: rows of the first array that has any."""
-    for array in arrays.values():
-        if array.ndim:
-            return len(array)
-    return 1
 
 
 def _providers(onnxruntime: Any, wanted: Sequence[Provider], what: str) -> list[tuple[str, dict[str, str]]]:
@@ -98,16 +88,16 @@ def open_engine(
     return session
 
 
-def _checked(bundle: Bundle, member: str, signature: Signature, weights: Iterable[str]) -> tuple[onnx.ModelProto, dict[str, bytes]]:
+def _checked(bundle: Bundle, variant: Variant, member: str, signature: Signature, weights: Iterable[str]) -> tuple[onnx.ModelProto, dict[str, bytes]]:
     """The network in a member, checked, and the bytes of the members that may hold its weights."""
     model, data = parse_model(bundle.member(member), member), {name: bundle.member(name) for name in weights}
-    check_model(model, signature, f"{bundle.origin}: member {member!r}", {name: len(value) for name, value in data.items()})
+    check_model(model, signature, f"{bundle.origin}: member {member!r}", {name: len(value) for name, value in data.items()}, variant.engine)
     return model, data
 
 
 def _checked_component(bundle: Bundle, variant: Variant, component: str) -> tuple[onnx.ModelProto, dict[str, bytes]]:
     weights = [variant.weights[component]] if component in variant.weights else []
-    return _checked(bundle, variant.components[component], bundle.manifest.components[component], weights)
+    return _checked(bundle, variant, variant.components[component], bundle.manifest.components[component], weights)
 
 
 def network_of(bundle: Bundle, variant: Variant, component: str) -> onnx.ModelProto:
@@ -149,10 +139,17 @@ def _tail(spec: TensorSpec) -> tuple[int, ...]:
     return tuple(n for n in spec.shape if isinstance(n, int))
 
 
+def fused_network_of(bundle: Bundle, variant: Variant, entry: FusedEntry) -> onnx.ModelProto:
+    """The network of a fused program as an ONNX model like any other, its weights inside. Raises BundleError (INCONSISTENT)."""
+    model, weights = _checked(bundle, variant, entry.member, fused_signature(bundle, entry), variant.weights.values())
+    join_weights(model, weights)
+    return model
+
+
 def open_fused(bundle: Bundle, variant: Variant, entry: FusedEntry, *, threads: int = 0) -> OrtComponent:
     """A fused program of a bundle's variant in ONNX Runtime. Raises BundleError (INCONSISTENT) or RuntimeFault."""
     signature = fused_signature(bundle, entry)
-    model, weights = _checked(bundle, entry.member, signature, variant.weights.values())
+    model, weights = _checked(bundle, variant, entry.member, signature, variant.weights.values())
     return OrtComponent(
         entry.program, bundle.member(entry.member), signature, threads=threads, weights=outside(model, weights), providers=variant.providers,
         what=f"fused program {entry.program!r}",
@@ -168,7 +165,7 @@ def open_component(bundle: Bundle, variant: Variant, component: str, *, threads:
     )  # fmt: skip
 
 
-class OrtComponent:
+class OrtComponent(Component):
     """A network in ONNX Runtime; a context manager. Calls may come from several threads at once.
 
     model: the ONNX bytes, checked beforehand. threads: of the engine, 0 for one per core. weights, providers: see `open_engine`. what: its name in
@@ -179,63 +176,11 @@ class OrtComponent:
         self, name: str, model: bytes, signature: Signature, *, threads: int = 0,
         weights: Mapping[str, npt.NDArray[Any]] | None = None, providers: Sequence[Provider] = (), what: str = "",
     ) -> None:  # fmt: skip
+        super().__init__(name, signature)
         self._what = what or f"component {name!r}"
         self._session = open_engine(model, self._what, threads, weights, providers)
         self._weights = weights
-        self.name = name
-        self.signature = signature
         self._outputs = [o.name for o in self._session.get_outputs()]
-        self._times: dict[tuple[str, Any, int], npt.NDArray[Any]] = {}
-        self._specs = {t.name: t for t in signature.inputs}
-        self._usual = [(t.name, np.dtype(t.dtype), len(t.shape), t.shape[1:] if t.shape[:1] == (BATCH,) else None) for t in signature.inputs]
-
-    def feeds(self, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """`arrays` as the engine takes them: 0-d values filled to their declared shape, dtypes as declared, shapes checked."""
-        feeds = {}
-        for name, dtype, rank, tail in self._usual:
-            array = arrays.get(name)
-            if array is None or array.dtype != dtype:
-                array = self._adapted(arrays, name)
-            elif array.ndim != rank or array.shape[1:] != tail:
-                # a time, the same for all rows, is the usual case of the unusual
-                array = self._time(array, _rows(arrays)) if rank == 1 and array.ndim == 0 and tail == () else self._adapted(arrays, name)
-            feeds[name] = array
-        return feeds
-
-    def _time(self, value: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
-        """`value` for each row: a program's times come again in every run, so the filled arrays are kept (read-only)."""
-        key = (value.dtype.char, value.item(), rows)
-        filled = self._times.get(key)
-        if filled is None:
-            filled = value.repeat(rows)
-            filled.flags.writeable = False
-            if len(self._times) >= _KEPT_TIMES:
-                self._times.clear()
-            self._times[key] = filled
-        return filled
-
-    def _adapted(self, arrays: dict[str, npt.NDArray[Any]], name: str) -> npt.NDArray[Any]:
-        """One input that is not as declared [batch, ...]: cast, filled, or refused."""
-        spec = self._specs[name]
-        if name not in arrays:
-            raise RuntimeFault(f"component {self.name!r} needs input {spec}", Status.UNKNOWN_NAME)
-        array = self._cast(arrays[name], np.dtype(spec.dtype), spec)
-        if array.ndim == 0 and spec.shape:
-            return np.full([_rows(arrays) if isinstance(n, str) else n for n in spec.shape], array)
-        if array.ndim != len(spec.shape) or any(n not in (BATCH, found) for n, found in zip(spec.shape, array.shape, strict=True)):
-            raise RuntimeFault(f"component {self.name!r}: input {name!r} has shape {list(array.shape)}, expected {spec}", Status.BAD_SHAPE)
-        return array
-
-    def _cast(self, array: npt.NDArray[Any], dtype: np.dtype[Any], spec: TensorSpec) -> npt.NDArray[Any]:
-        """To the declared dtype; a fraction offered as an integer (a time between two indices) is an error, not a truncation."""
-        cast = array.astype(dtype, copy=False)
-        if dtype.kind in "iu" and array.dtype.kind == "f" and not np.array_equal(cast, array):
-            raise RuntimeFault(
-                f"component {self.name!r}: input {spec} takes whole numbers, found {array.flat[0]:g}; "
-                f"use a grid of whole times (leading, linspace or trailing)",
-                Status.BAD_DTYPE,
-            )
-        return cast
 
     def run(self, feeds: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """The named outputs for feeds that `feeds` prepared."""
@@ -245,16 +190,6 @@ class OrtComponent:
             raise RuntimeFault(f"{self._what} failed in ONNX Runtime: {e}", Status.BACKEND_FAILED) from e
         return dict(zip(self._outputs, values, strict=True))
 
-    def __call__(self, **arrays: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
-        """The named outputs for arrays as the interpreter passes them."""
-        return self.run(self.feeds(arrays))
-
     def close(self) -> None:
         """Release the engine's session."""
         self._session = self._weights = None
-
-    def __enter__(self) -> OrtComponent:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()

@@ -49,9 +49,6 @@ class Maker {
     EG_CHECK(m.tensors.size() < kMaxTensors, EG_INCONSISTENT, "the fused program '%.*s' has more than %zu inputs, draws and outputs", EG_SHOW(name_), kMaxTensors);
     EG_CHECK(View(name).size() <= 64, EG_INCONSISTENT, "the fused program '%.*s' has a name that is too long", EG_SHOW(name_));
     EG_CHECK(shape.rank < kMaxSizes, EG_INCONSISTENT, "the fused program '%.*s' has a tensor of rank 6, which the batch makes 7", EG_SHOW(name_));
-    for (const TensorSpec &t : m.tensors) {
-      EG_CHECK(t.name != name, EG_INCONSISTENT, "the fused program '%.*s' has an input that is named like a draw", EG_SHOW(name_));
-    }
     Shape with_batch;
     with_batch.size[with_batch.rank++] = kBatch;
     for (uint32_t i = 0; i < shape.rank; ++i) with_batch.size[with_batch.rank++] = shape.size[i];

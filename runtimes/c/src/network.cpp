@@ -245,16 +245,18 @@ class Checker {
   }
 
   void outside(View name, int32_t type, const View *place, size_t entries, uint64_t expected) {
-    uint32_t member = 0;
-    while (member < weights_.size() && weights_[member].name != place[0]) ++member;
-    EG_CHECK(entries == 3 && member < weights_.size(), EG_INCONSISTENT, "%s: tensor '%.*s' lies in '%.*s', expected '%.*s'", where(), EG_SHOW(name), EG_SHOW(place[0]), EG_SHOW(weights_[0].name));
+    const Weights *found = nullptr;
+    for (const Weights &w : weights_) {
+      if (w.name == place[0]) found = &w;
+    }
+    EG_CHECK(entries == 3 && found != nullptr, EG_INCONSISTENT, "%s: tensor '%.*s' lies in '%.*s', expected '%.*s'", where(), EG_SHOW(name), EG_SHOW(place[0]), EG_SHOW(weights_[0].name));
     uint64_t offset = 0, length = 0, end = 0;
     EG_CHECK(decimal(place[1], &offset), EG_INCONSISTENT, "%s: tensor '%.*s': its offset is not a decimal number", where(), EG_SHOW(name));
     EG_CHECK(decimal(place[2], &length), EG_INCONSISTENT, "%s: tensor '%.*s': its length is not a decimal number", where(), EG_SHOW(name));
     EG_CHECK(offset % kAlignment == 0, EG_INCONSISTENT, "%s: tensor '%.*s': its offset is not a multiple of 64", where(), EG_SHOW(name));
     EG_CHECK(length == expected, EG_INCONSISTENT, "%s: tensor '%.*s' has %llu bytes, its shape asks for %llu", where(), EG_SHOW(name), static_cast<unsigned long long>(length), static_cast<unsigned long long>(expected));
-    EG_CHECK(add(offset, length, &end) && end <= weights_[member].bytes.size(), EG_INCONSISTENT, "%s: tensor '%.*s' reaches behind the end of its member", where(), EG_SHOW(name));
-    network_->outside.push_back({name, member, type, static_cast<uint32_t>(network_->dims.size()), static_cast<uint32_t>(dims_.size()), offset, length});
+    EG_CHECK(add(offset, length, &end) && end <= found->bytes.size(), EG_INCONSISTENT, "%s: tensor '%.*s' reaches behind the end of its member", where(), EG_SHOW(name));
+    network_->outside.push_back({name, static_cast<uint32_t>(found - weights_.data()), type, static_cast<uint32_t>(network_->dims.size()), static_cast<uint32_t>(dims_.size()), offset, length});
     network_->dims.insert(network_->dims.end(), dims_.begin(), dims_.end());
   }
 

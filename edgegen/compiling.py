@@ -1,0 +1,106 @@
+"""`edgegen compile`: a bundle's TensorRT engines, on the device that will run them or, with TensorRT-RTX, ahead of time and without a GPU."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgegen.bundle import Bundle, Variant, open_bundle
+from edgegen.errors import RuntimeFault, Status
+from edgegen.runtime.session import open_session
+from edgegen.spec import Signature
+from edgegen.targets.onnxruntime import fused_network_of, fused_signature, network_of
+from edgegen.targets.profiles import TargetProfile
+from edgegen.targets.tensorrt import BuildOptions, build_engine
+from edgegen.targets.tensorrt.component import batch_profiles
+from edgegen.targets.tensorrt.module import MODULES
+from edgegen.workspace import write_atomically
+
+__all__ = ["Compiled", "build_ahead", "compile_here"]
+
+Progress = Callable[[str, int, int], None]
+_RUNS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A variant whose engines this device built, keeps and has verified. worst: RMSE over tolerance of its golden vectors, at most 1."""
+
+    variant: str
+    worst: float
+    milliseconds: float
+
+
+def _variants(bundle: Bundle, profile: TargetProfile | None) -> list[Variant]:
+    """The variants for TensorRT, of the profile's engine where there is one. Raises RuntimeFault (NO_VARIANT)."""
+    wanted = MODULES if profile is None else (profile.engine,)
+    if profile is not None and profile.engine not in MODULES:
+        message = f"the profile {profile.name} runs in {profile.engine}, which needs no engines built; edgegen tune measures it"
+        raise RuntimeFault(message, Status.BAD_ARGUMENT)
+    found = [v for v in bundle.manifest.variants if v.engine in wanted]
+    if not found:
+        held = ", ".join(f"{v.name} ({v.engine})" for v in bundle.manifest.variants)
+        message = f"no variant for {' or '.join(wanted)} in this bundle; it has {held}. Build it with --target of a device with TensorRT"
+        raise RuntimeFault(message, Status.NO_VARIANT)
+    return found
+
+
+def compile_here(path: Path, profile: TargetProfile | None = None, progress: Progress | None = None) -> list[Compiled]:
+    """Build the engines for this device's GPU into its own cache, hold the golden vectors against them, and time them.
+
+    Raises RuntimeFault: no such variant, no GPU here (PROVIDER_MISSING), golden vectors that differ (BACKEND_FAILED); BuildError.
+    """
+    bundle, made = open_bundle(path), list[Compiled]()
+    variants = _variants(bundle, profile)
+    for i, variant in enumerate(variants):
+        if progress is not None:
+            progress(f"building {variant.name}", i, len(variants))
+        with open_session(bundle, variant=variant.name) as session:
+            ratios = [(found.rmse / tolerance, program) for program, _, found, tolerance in session.self_test() if tolerance > 0]
+            worst, program = max(ratios, default=(0.0, ""))
+            if not worst <= 1.0:
+                message = f"variant {variant.name!r}: {program} differs from its golden vector by {worst:.1f} times its tolerance on this device"
+                raise RuntimeFault(message, Status.BACKEND_FAILED)
+            conditions: dict[str, Any] = session.default_conditions()
+            seconds = []
+            for _ in range(_RUNS):
+                began = time.perf_counter()
+                session.generate(seed=1, **conditions)
+                seconds.append(time.perf_counter() - began)
+        made.append(Compiled(variant.name, worst, statistics.median(seconds) * 1e3))
+    return made
+
+
+def build_ahead(path: Path, profile: TargetProfile, folder: Path, progress: Progress | None = None) -> list[Path]:
+    """Build the engines of a bundle for the GPUs of a profile and write each, with its report, into a folder: NAME.VARIANT.SMxx.engine.
+
+    Needs TensorRT-RTX and no GPU. Raises RuntimeFault (BAD_ARGUMENT) for other engines, BuildError.
+    """
+    if profile.engine != "tensorrt-rtx" or profile.compute_capability is None:
+        message = f"{profile.name}: only engines of tensorrt-rtx can be built ahead of time; those of {profile.engine} are built on the device"
+        raise RuntimeFault(message, Status.BAD_ARGUMENT)
+    bundle, written = open_bundle(path), list[Path]()
+    networks = [(v, *network) for v in _variants(bundle, profile) for network in _networks(bundle, v)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, (variant, name, model, signature) in enumerate(networks):
+        if progress is not None:
+            progress(f"building {name}, {variant.name}", i, len(networks))
+        options = BuildOptions(engine=profile.engine, capabilities=(profile.compute_capability,), profiles=batch_profiles(signature))
+        engine = build_engine(model, options, where=f"{name}, variant {variant.name}")
+        target = folder / f"{name}.{variant.name}.{profile.compute_capability}.engine"
+        write_atomically(target, engine.data)
+        write_atomically(target.with_suffix(".json"), json.dumps(engine.report.to_json(), indent=1).encode())
+        written.append(target)
+    return written
+
+
+def _networks(bundle: Bundle, variant: Variant) -> Sequence[tuple[str, bytes, Signature]]:
+    """Every network of a variant as (name, ONNX bytes, signature): its components and its fused programs."""
+    found = [(name, network_of(bundle, variant, name), bundle.manifest.components[name]) for name in variant.components]
+    found += [(f"{f.program}.x{f.batch}", fused_network_of(bundle, variant, f), fused_signature(bundle, f)) for f in variant.fused]
+    return [(name, model.SerializeToString(deterministic=True), signature) for name, model, signature in found]
