@@ -314,10 +314,11 @@ def compile_engines(
     file: BundleArgument,
     target: Annotated[str | None, typer.Option("--target", help="A target profile, by name or .toml file; default: whatever GPU is here.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Build ahead for --target into this folder; needs no GPU.")] = None,
+    engines: Annotated[Path | None, typer.Option("--engines", help="Take engines from a folder that -o wrote. They are native code.")] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Build a bundle's TensorRT engines on this device, verify them and time them; or, with -o, build them ahead for another."""
-    from edgegen.compiling import build_ahead, compile_here
+    from edgegen.compiling import build_ahead, compile_here, take_engines
     from edgegen.targets.profiles import profile_named
 
     profile = None if target is None else profile_named(target)
@@ -327,6 +328,9 @@ def compile_engines(
                 raise RuntimeFault("-o builds engines ahead: say for which device with --target", Status.BAD_ARGUMENT)
             written = build_ahead(file, profile, output, lambda what, done, total: bar("compile", what, done, total))
         else:
+            if engines is not None:
+                for taken in take_engines(file, engines):
+                    _stderr.print(f"took {taken}", highlight=False)
             made = compile_here(file, profile, lambda what, done, total: bar("compile", what, done, total))
     if output is not None:
         if json_output:
@@ -486,7 +490,7 @@ def _print_comparison(found: Any, snr: float, top: int) -> None:
     for row in rows:
         marks = [word for word, is_it in (("output", row.output), (f"first below {snr:g}", row is first), ("worst", row is found.worst)) if is_it]
         at = f"{row.evaluation}" if row.time is None else f"t {row.time:g}"
-        node, shape = (f"{row.node} {row.operator}" if row.operator else ""), "x".join(map(str, row.shape)) or "1"
+        node, shape = (f"{row.node} {row.operator}" if row.node >= 0 else row.operator), "x".join(map(str, row.shape)) or "1"
         name = escape(f"{row.component}/{row.tensor}" if several else row.tensor)
         table.add_row(name, node, shape, f"{row.max_abs:.1e}", f"{row.max_rel:.1e}", f"{row.snr_db:.1f}", at, ", ".join(marks))
     Console().print(table)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -16,12 +18,15 @@ from edgegen.runtime.session import open_session
 from edgegen.spec import Signature
 from edgegen.targets.onnxruntime import fused_network_of, fused_signature, network_of
 from edgegen.targets.profiles import TargetProfile
-from edgegen.targets.tensorrt import BuildOptions, build_engine
-from edgegen.targets.tensorrt.component import batch_profiles
-from edgegen.targets.tensorrt.module import MODULES
+from edgegen.targets.tensorrt import BuildOptions, EngineCache, build_engine
+from edgegen.targets.tensorrt.component import batch_profiles, engine_folder, engine_of
+from edgegen.targets.tensorrt.module import MODULES, version
+from edgegen.targets.tensorrt.run import gpu_name
 from edgegen.workspace import write_atomically
 
-__all__ = ["Compiled", "build_ahead", "compile_here"]
+__all__ = ["Compiled", "build_ahead", "compile_here", "take_engines"]
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 _RUNS = 20
@@ -94,9 +99,41 @@ def build_ahead(path: Path, profile: TargetProfile, folder: Path, progress: Prog
         engine = build_engine(model, options, where=f"{name}, variant {variant.name}")
         target = folder / f"{name}.{variant.name}.{profile.compute_capability}.engine"
         write_atomically(target, engine.data)
-        write_atomically(target.with_suffix(".json"), json.dumps(engine.report.to_json(), indent=1).encode())
+        report = engine.report.to_json() | _hashes(model, engine.data)
+        write_atomically(target.with_suffix(".json"), json.dumps(report, indent=1).encode())
         written.append(target)
     return written
+
+
+def _hashes(model: bytes, engine: bytes) -> dict[str, str]:
+    return {"model_sha256": hashlib.sha256(model).hexdigest(), "engine_sha256": hashlib.sha256(engine).hexdigest()}
+
+
+def take_engines(path: Path, folder: Path, cache: EngineCache | None = None, gpu: str | None = None) -> list[Path]:
+    """Put engines that `build_ahead` wrote into this device's own cache, so that it does not build them: those of this bundle's networks, this
+    version of TensorRT-RTX and this GPU. An engine is native code: whoever calls this trusts the folder.
+
+    gpu: as `gpu_name` calls it; None asks the device. Raises RuntimeFault: no GPU (PROVIDER_MISSING), nothing that fits (NO_VARIANT).
+    """
+    bundle, gpu, taken = open_bundle(path), gpu or gpu_name(), list[Path]()
+    cache = cache or EngineCache(engine_folder())
+    capability = gpu.rpartition(" ")[2]
+    for variant in _variants(bundle, None):
+        for name, model, signature in _networks(bundle, variant):
+            source = folder / f"{name}.{variant.name}.{capability}.engine"
+            if variant.engine != "tensorrt-rtx" or not source.is_file() or not source.with_suffix(".json").is_file():
+                continue
+            report, data = json.loads(source.with_suffix(".json").read_text()), source.read_bytes()
+            expected = _hashes(model, data) | {"version": version(variant.engine)}
+            differing = [key for key, value in expected.items() if report.get(key) != value]
+            if differing:
+                logger.warning("%s: not taken, its %s differs from what is needed here", source, " and ".join(differing))
+                continue
+            cache.store(engine_of(model, signature, variant.engine, gpu)[0], data)
+            taken.append(source)
+    if not taken:
+        raise RuntimeFault(f"{folder}: no engine for {capability} of this bundle's networks and this version of TensorRT-RTX", Status.NO_VARIANT)
+    return taken
 
 
 def _networks(bundle: Bundle, variant: Variant) -> Sequence[tuple[str, bytes, Signature]]:

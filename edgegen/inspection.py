@@ -1,27 +1,21 @@
-"""What `edgegen inspect`, `bench` and `doctor` say: facts as plain values, and their tables."""
+"""What `edgegen inspect` and `bench` say: facts as plain values, and their tables."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 from collections.abc import Callable
-from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgegen.bundle import Bundle
 from edgegen.canonical import from_hex
-from edgegen.errors import RuntimeFault
 from edgegen.spec import ConditionSpec
-from edgegen.timing import machine
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["bench_variant", "describe", "facts", "machine_facts"]
+__all__ = ["bench_variant", "describe", "facts"]
 
 
 def _condition(spec: ConditionSpec) -> dict[str, Any]:
@@ -167,28 +161,3 @@ def bench_variant(
         "p50_ms": float(p50), "p90_ms": float(p90), "p99_ms": float(p99), "component_ms": medians, "outside": float(np.median(shares)),
         "peak_rss_mib": peak_rss_mib(),
     }  # fmt: skip
-
-
-def _version(package: str) -> str:
-    return next((d.version for d in metadata.distributions(name=package)), "not installed")
-
-
-def machine_facts(cache: Path) -> dict[str, Any]:
-    """Versions of what edgegen works with, the engine's providers, cores, memory and the cache's size."""
-    from edgegen.targets.onnxruntime import onnxruntime_version
-
-    try:
-        engine = onnxruntime_version()
-        import onnxruntime
-
-        providers = ", ".join(onnxruntime.get_available_providers())
-    except RuntimeFault:
-        engine, providers = "not installed", ""
-    size = sum(p.stat().st_size for p in cache.rglob("*") if p.is_file()) if cache.is_dir() else 0
-    facts: dict[str, Any] = {"machine": machine(), "onnxruntime": engine, "providers": providers}
-    facts |= {package: _version(package) for package in ("numpy", "onnx", "torch", "onnxscript", "tensorrt", "tensorrt-rtx")}
-    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        facts["free memory"] = f"{os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB"
-    facts["cache"] = f"{cache} ({size / 2**20:.1f} MiB; delete it at any time)"
-    facts["free disk"] = f"{shutil.disk_usage(next(p for p in (cache, *cache.parents) if p.exists())).free / 2**30:.1f} GiB"
-    return facts

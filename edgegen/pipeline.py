@@ -13,6 +13,7 @@ import msgspec
 
 from edgegen import stages
 from edgegen.errors import EdgegenError
+from edgegen.fit import check_fit
 from edgegen.plan import Plan
 from edgegen.program import program_to_json
 from edgegen.timing import machine
@@ -69,6 +70,7 @@ def build(plan: Plan, output: Path, workspace: Workspace, options: Options | Non
     Errors carry the stage's name. Whatever stages were completed are kept, so the same call goes on from there.
     """
     options = options or Options()
+    check_fit(plan, workspace.root, measured=options.measured)
     until, run, recipe = options.until, _Runner(plan, workspace, progress), plan.resolved
     programs = {name: program_to_json(p) for name, p in plan.programs.items()}
     engine = _versions("numpy", "onnx", "onnxruntime")

@@ -17,7 +17,7 @@ from typing import Any
 from edgegen.bundle import Variant
 from edgegen.timing import alternate
 
-__all__ = ["Candidate", "Times", "candidates_of", "measured_document", "settle", "thread_counts", "time_candidates"]
+__all__ = ["AT_ONCE", "Candidate", "Times", "candidates_of", "measured_document", "settle", "thread_counts", "time_candidates"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,8 @@ class Candidate:
         return f"{self.variant}, {'fused' if self.fused else 'stepwise'}, {threads}"
 
 
+AT_ONCE = 4
+"""Processes that are timed in turns, the first candidate's among them."""
 Times = Mapping[Candidate, float]
 """Milliseconds of one generation, batch 1."""
 
@@ -55,13 +57,26 @@ def candidates_of(variants: Iterable[Variant], program: str, threads: Sequence[i
 def time_candidates(
     path: Path, candidates: Sequence[Candidate], program: str, *, rounds: int, runs: int, on_round: Callable[[int], None] | None = None
 ) -> dict[Candidate, float]:
-    """Time `rounds` turns of `runs` generations of each candidate of the bundle at `path`. Raises BuildError if one of them fails."""
+    """Time `rounds` turns of `runs` generations of each candidate of the bundle at `path`. Raises BuildError if one of them fails.
+
+    At most `AT_ONCE` processes are there at a time: each holds a network.
+    """
     python = [sys.executable, "-m", "edgegen.runtime.contender", str(path)]
-    commands = {str(c): [*python, c.variant, program, str(c.threads), "1", "python", "fused" if c.fused else "stepwise"] for c in candidates}
-    seconds = alternate(commands, rounds=rounds, runs=runs, on_round=on_round)
-    first = seconds[str(candidates[0])]
-    unit = statistics.median(first) * 1e3
-    return {c: unit * statistics.median(a / b for a, b in zip(seconds[str(c)], first, strict=True)) for c in candidates}
+    commands = {c: [*python, c.variant, program, str(c.threads), "1", "python", "fused" if c.fused else "stepwise"] for c in candidates}
+    first, *others = candidates
+    groups = [others[i : i + AT_ONCE - 1] for i in range(0, len(others), AT_ONCE - 1)] or [[]]
+    times: dict[Candidate, float] = {}
+    for i, group in enumerate(groups):
+
+        def done(round_: int, before: int = i) -> None:
+            if on_round is not None:
+                on_round((before * rounds + round_) // len(groups))
+
+        seconds = alternate({str(c): commands[c] for c in (first, *group)}, rounds=rounds, runs=runs, on_round=done)
+        reference = seconds[str(first)]
+        times.setdefault(first, statistics.median(reference) * 1e3)
+        times |= {c: times[first] * statistics.median(a / b for a, b in zip(seconds[str(c)], reference, strict=True)) for c in group}
+    return times
 
 
 def settle(variants: Iterable[Variant], times: Times) -> tuple[Variant, ...]:

@@ -82,7 +82,7 @@ def kept(network, model):
 @pytest.mark.parametrize(("precision", "capabilities", "kind"), [("float16", BOTH, "Half"), ("int8", BOTH, "Int8"), ("float8", ("SM89",), "FP8")])
 def test_digits_stepwise(unet, precision, capabilities, kind):
     engine = unet.engine(precision, capabilities)
-    planned, convolutions = kept(unet, unet.model)
+    planned, _ = kept(unet, unet.model)
     found = [layer for layer in engine.report.layers if layer.product == "Conv"]
     kinds = [layer.inputs[0].dtype for layer in found]
     assert len(engine.data) > 1e6 and planned > 20

@@ -13,6 +13,7 @@ import pytest
 
 import edgegen
 from edgegen.bundle import bundle_bytes, open_bundle, parse_bundle
+from edgegen.compiling import take_engines
 from edgegen.errors import RecipeError, RuntimeFault, Status
 from edgegen.pipeline import Options, build
 from edgegen.plan import make_plan
@@ -20,6 +21,8 @@ from edgegen.recipe import load_recipe
 from edgegen.runtime.session import open_session
 from edgegen.targets.nvidia import nvidia_gpus
 from edgegen.targets.onnxruntime import network_of
+from edgegen.targets.tensorrt import EngineCache
+from edgegen.targets.tensorrt.component import engine_of
 from edgegen.tuning import tune
 from edgegen.workspace import Workspace
 
@@ -93,6 +96,17 @@ def test_engines_are_built_ahead_with_their_reports(rtx_bundle, tmp_path):
     made = json.loads(command("compile", path, "--target", "rtx-3000", "-o", tmp_path / "engines", "--json", code=0).stdout)["engines"]
     names = sorted(m.rpartition("/")[2] for m in made)
     assert names == [f"{n}.tensorrt-rtx-{p}.SM86.engine" for n in ("denoiser", "dpmpp_2m-4.x1") for p in ("float16", "int8")]
+    cache = EngineCache(tmp_path / "cache")
+    gpu = "NVIDIA GeForce RTX 3060 0123 SM86"
+    assert len(take_engines(path, tmp_path / "engines", cache, gpu)) == 4
+    with pytest.raises(RuntimeFault, match="no engine for SM89"):
+        take_engines(path, tmp_path / "engines", cache, gpu.replace("SM86", "SM89"))
+    network = network_of(open_bundle(path), fewer.variants[1], "denoiser").SerializeToString(deterministic=True)
+    key, _ = engine_of(network, fewer.components["denoiser"], "tensorrt-rtx", gpu)
+    assert cache.load(key) == (tmp_path / "engines" / "denoiser.tensorrt-rtx-int8.SM86.engine").read_bytes()
+    damaged = tmp_path / "engines" / "denoiser.tensorrt-rtx-int8.SM86.engine"
+    damaged.write_bytes(b"x" + damaged.read_bytes()[1:])
+    assert len(take_engines(path, tmp_path / "engines", EngineCache(tmp_path / "other"), gpu)) == 3
     report = json.loads((tmp_path / "engines" / "denoiser.tensorrt-rtx-int8.SM86.json").read_text())
     assert report["layers"] and report["engine"] == "tensorrt-rtx"
     assert "built on the device" in command("compile", path, "--target", "jetson-thor", "-o", tmp_path / "e", code=2).stderr

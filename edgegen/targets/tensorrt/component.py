@@ -17,7 +17,7 @@ from edgegen.targets.tensorrt.cache import EngineCache, engine_key
 from edgegen.targets.tensorrt.module import version
 from edgegen.targets.tensorrt.run import CudaEngine, gpu_name
 
-__all__ = ["TensorrtComponent", "batch_profiles", "engine_folder"]
+__all__ = ["TensorrtComponent", "batch_profiles", "engine_folder", "engine_of"]
 
 MOST_ROWS = 16
 """Rows that one call of a network with a batch of any size takes; engines are built for 1 to this many."""
@@ -39,6 +39,13 @@ def batch_profiles(signature: Signature, usual: int = 1, most: int = MOST_ROWS) 
     return {t.name: (sized(t.shape, 1), sized(t.shape, usual), sized(t.shape, most)) for t in signature.inputs if BATCH in t.shape}
 
 
+def engine_of(model: bytes, signature: Signature, engine: str, gpu: str) -> tuple[str, BuildOptions]:
+    """The cache key of a network's engine on a GPU (as `gpu_name` calls it), and how it is built there."""
+    capability = (gpu.rpartition(" ")[2],) if engine == "tensorrt-rtx" else ()
+    options = BuildOptions(engine=engine, capabilities=capability, profiles=batch_profiles(signature))
+    return engine_key(model, engine, version(engine), gpu, options.to_json()), options
+
+
 class TensorrtComponent(Component):
     """One network; calls from several threads run one after the other.
 
@@ -49,10 +56,7 @@ class TensorrtComponent(Component):
     def __init__(self, name: str, model: bytes, signature: Signature, engine: str, *, folder: Path | None = None, what: str = "") -> None:
         super().__init__(name, signature)
         self._what, self._engine, self._lock = what or f"component {name!r}", engine, threading.Lock()
-        gpu = gpu_name()
-        capability = (gpu.rpartition(" ")[2],) if engine == "tensorrt-rtx" else ()
-        options = BuildOptions(engine=engine, capabilities=capability, profiles=batch_profiles(signature))
-        key = engine_key(model, engine, version(engine), gpu, options.to_json())
+        key, options = engine_of(model, signature, engine, gpu_name())
         self._running: dict[int, CudaEngine] = {}
         cache = EngineCache(folder or engine_folder())
         cache.get_or_build(key, lambda: build_engine(model, options, where=self._what).data, self._kept)
