@@ -488,7 +488,11 @@ def _print_comparison(found: Any, snr: float, top: int) -> None:
         table.add_column(heading, no_wrap=True)
     table.add_column("")
     for row in rows:
-        marks = [word for word, is_it in (("output", row.output), (f"first below {snr:g}", row is first), ("worst", row is found.worst)) if is_it]
+        marks = [
+            word
+            for word, is_it in (("output", row.output), (f"first below {snr:g}", row is first), ("worst", row is found.worst and row.snr_db < np.inf))
+            if is_it
+        ]
         at = f"{row.evaluation}" if row.time is None else f"t {row.time:g}"
         node, shape = (f"{row.node} {row.operator}" if row.node >= 0 else row.operator), "x".join(map(str, row.shape)) or "1"
         name = escape(f"{row.component}/{row.tensor}" if several else row.tensor)

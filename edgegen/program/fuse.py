@@ -36,13 +36,15 @@ from edgegen.program.instructions import (
     Slincomb,
     Threshold,
 )  # fmt: skip
+from edgegen.program.rewrite import single_assignment
 from edgegen.program.roll import Rolled, Varying, VaryingDraw, roll
 from edgegen.program.shapes import Shape, written_shapes
+from edgegen.program.verify import numbers
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Fused", "draws_of", "fuse"]
+__all__ = ["Fused", "fuse"]
 
 Array = npt.NDArray[Any]
 _ELEMENTS = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "float64": 11}
@@ -58,11 +60,6 @@ class Fused:
 
     model: onnx.ModelProto
     draws: Mapping[str, tuple[int, Shape]]
-
-
-def draws_of(program: Program, shapes: Mapping[str, Shape]) -> dict[str, tuple[int, Shape]]:
-    """The inputs of a fused program that hold noise: name -> (draw, shape without the batch). shapes: of its registers, as they are written."""
-    return {f"draw.{i.draw}": (i.draw, shapes[i.like] if i.shape is None else i.shape) for i in program.instructions if isinstance(i, Noise)}
 
 
 def fuse(
@@ -508,28 +505,12 @@ class _Fuser:
         return rolled.outputs
 
     def infer_body(self, rolled: Rolled) -> None:
-        """The shapes of the body's registers: a carried value may be read before the register is written whose shape it has."""
-        tensors = {name for i in rolled.body if not isinstance(i, (Reduce, Scalar)) for name in _written(i)}
-        pending = [*rolled.body]
-        for c in rolled.carried:
-            if c.initial in self.shapes and c.initial is not None:
-                self.shapes[c.name] = self.shapes[c.initial]
-        for _ in range(len(pending) + 1):
-            for c in rolled.carried:
-                if c.like in self.shapes:
-                    self.shapes.setdefault(c.name, self.shapes[c.like])
-            waiting = []
-            for instruction in pending:
-                try:
-                    self.shapes.update(written_shapes(instruction, self.shapes, self.signatures))
-                except KeyError:
-                    waiting.append(instruction)
-            if not waiting or len(waiting) == len(pending):
-                break
-            pending = waiting
-        for c in rolled.carried:
-            if c.like in tensors:
-                self.shapes[c.name] = self.shapes[c.like]
+        """The shapes of the body's registers and of carried values, which are read before the register is written whose shape they have."""
+        shapes = {declared.name: self.declared[declared.name][1] for declared in self.program.inputs}
+        for instruction in single_assignment(self.program).instructions:
+            shapes |= written_shapes(instruction, shapes, self.signatures)
+        self.shapes |= {name: shapes[original] for name, original in rolled.originals.items() if original in shapes}
+        self.shapes |= {c.name: self.shapes[c.like] for c in rolled.carried if c.like in self.shapes}
 
     def sizes(self, register: str) -> Shape:
         """A register's shape with the batch; a scalar's is [batch]."""
@@ -543,7 +524,7 @@ class _Fuser:
         found: dict[tuple[float, ...], None] = {}
         draws: list[tuple[VaryingDraw, Shape]] = []
         for instruction in rolled.body:
-            found |= {v.values: None for v in _varying(instruction)}
+            found |= {v.values: None for v in numbers(instruction) if isinstance(v, Varying)}
             if isinstance(instruction, Noise) and isinstance(instruction.draw, VaryingDraw):
                 draws.append((instruction.draw, self.shapes[instruction.like] if instruction.shape is None else instruction.shape))
         columns: dict[tuple[float, ...], str] = {}
@@ -557,18 +538,6 @@ class _Fuser:
             stack = [self.graph.node("Unsqueeze", [f"draw.{value}", first]) for value in draw.values]
             columns[draw.values] = body.node("Gather", [self.graph.node("Concat", stack, axis=0), turn], axis=0)
         return columns
-
-
-def _written(instruction: Instruction) -> list[str]:
-    from edgegen.program.verify import writes
-
-    return writes(instruction)
-
-
-def _varying(instruction: Instruction) -> list[Varying]:
-    from edgegen.program.verify import numbers
-
-    return [v for v in numbers(instruction) if isinstance(v, Varying)]
 
 
 def _tail(tensor: onnx.ValueInfoProto) -> Shape:

@@ -74,7 +74,10 @@ class Carried:
 
 @dataclass(frozen=True, slots=True)
 class Rolled:
-    """before; `turns` times the body, whose numbers may be Varying; after. Every register is written once. outputs: as a program's."""
+    """before; `turns` times the body, whose numbers may be Varying; after. Every register is written once. outputs: as a program's.
+
+    originals: register of the body -> one of the program's, in single assignment, that it stands for.
+    """
 
     before: tuple[Instruction, ...]
     body: tuple[Instruction, ...]
@@ -82,6 +85,7 @@ class Rolled:
     turns: int
     after: tuple[Instruction, ...]
     outputs: dict[str, str]
+    originals: dict[str, str]
 
 
 _Place = tuple[int, int]
@@ -262,7 +266,8 @@ class _Loop:
                 initial = self.initial.get((place, -ago))
                 carried.append(Carried(name_of((ago, place)), initial, name_of((ago - 1, place)), name_of((0, place))))
         outputs = {name: names.get(register, register) for name, register in program.outputs.items()}
-        return Rolled(tuple(program.instructions[:start]), tuple(body), tuple(carried), self.turns, after, outputs)
+        written = [(name_of((0, (i, k))), name) for i, step in enumerate(self.step(self.model)) for k, name in enumerate(writes(step))]
+        return Rolled(tuple(program.instructions[:start]), tuple(body), tuple(carried), self.turns, after, outputs, dict(written))
 
     def _values(self, program: Program, end: int) -> Iterator[str]:
         """What is read after the loop."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import pytest
 pytest.importorskip("torch", reason="torch is not installed")
 
 import edgegen
-from edgegen.bundle import open_bundle
+from edgegen.bundle import bundle_bytes, open_bundle
+from edgegen.fusing import with_fused
 from edgegen.program import Executable, initial_state, normals
 from edgegen.program.surrogate import surrogates
 from tests.native.conftest import other_onnxruntime, run_native
@@ -84,3 +86,40 @@ def test_golden_vectors_on_aarch64(family):
     library = other_onnxruntime("1.24.4-aarch64")
     out = run_native("aarch64", "edgegen-run", "verify", family, "--threads", 2, "--onnxruntime", library, timeout=3600)
     print(verified(out, open_bundle(family)))
+
+
+@pytest.fixture(scope="module")
+def fused_reach(reach, tmp_path_factory):
+    """reach_policy with its default program as one network."""
+    bundle = open_bundle(reach)
+    made = [with_fused(bundle, v) for v in bundle.manifest.variants]
+    members = {name: bundle.member(name) for name in bundle.table} | {name: data for _, added in made for name, data in added.items()}
+    path = tmp_path_factory.mktemp("fused") / "reach.edgegen"
+    path.write_bytes(bundle_bytes(replace(bundle.manifest, variants=tuple(v for v, _ in made)), members))
+    return path
+
+
+def test_a_fused_program_in_both_runtimes_and_step_by_step(fused_reach, onnxruntime_library, tmp_path):
+    """The library runs the fused network, and its steps where it is told to; both are what Python gives."""
+    words = (fused_reach, "--threads", 1, "--seed", 3, "--onnxruntime", onnxruntime_library, *settings(open_bundle(fused_reach)))
+    found = {}
+    for form in ([], ["--stepwise"]):
+        run_native("", "edgegen-run", *words, *form, "-o", tmp_path / "x.npy")
+        found[bool(form)] = np.load(tmp_path / "x.npy")
+    given = conditions(open_bundle(fused_reach))
+    for runtime in ("python", "native"):
+        with edgegen.load(fused_reach, threads=1, runtime=runtime) as session:
+            assert session.runs_fused() and not session.runs_fused(batch=2)
+            np.testing.assert_array_equal(session.generate(seed=3, **given), found[False])
+            assert session.report.nfe == {"denoiser": 3}
+        with edgegen.load(fused_reach, threads=1, runtime=runtime, fused=False) as session:
+            assert not session.runs_fused()
+            np.testing.assert_array_equal(session.generate(seed=3, **given), found[True])
+    np.testing.assert_allclose(found[False], found[True], atol=1e-4)
+    out = run_native("test", "memory", "steady", fused_reach, 3000, onnxruntime_library)
+    assert " 0 allocations" in out
+
+
+def test_a_fused_program_on_aarch64(fused_reach, onnxruntime_library, tmp_path):
+    library = other_onnxruntime("1.24.4-aarch64")
+    print(verified(run_native("aarch64", "edgegen-run", "verify", fused_reach, "--onnxruntime", library), open_bundle(fused_reach)))
