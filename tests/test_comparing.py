@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
+import signal
 import sys
 from collections import Counter
 
@@ -15,8 +15,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import edgegen.targets.nvidia
+from edgegen import comparing
 from edgegen.bundle import open_bundle
 from edgegen.calibration import Ranges
+from edgegen.cli import main
 from edgegen.comparing import compare, keep_tensors, matches, measure, open_side, read_inputs
 from edgegen.errors import BundleError, EdgegenError, RuntimeFault, Status
 from edgegen.program import normals
@@ -28,10 +30,27 @@ from tests.tiny import stream_bundle, tiny_model
 pytest.importorskip("polygraphy")
 
 
-def command(*words, code=0):
-    result = subprocess.run([sys.executable, "-m", "edgegen.cli", "compare", *map(str, words)], capture_output=True, text=True)
-    assert result.returncode == code, result.stderr
-    return result
+TENSORS = {"c1", "g", "t1", "gt", "gt4", "s", "h", "c2", "xh", "prediction"}
+"""What the tiny network computes."""
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """The command in this process, as its console script: (standard output, standard error)."""
+
+    def run(*words, code=0):
+        monkeypatch.setattr(sys, "argv", ["edgegen", "compare", *map(str, words)])
+        before = signal.getsignal(signal.SIGINT)
+        try:
+            with pytest.raises(SystemExit) as e:
+                main()
+        finally:
+            signal.signal(signal.SIGINT, before)
+        said = capsys.readouterr()
+        assert (e.value.code or 0) == code, said.err
+        return said
+
+    return run
 
 
 def two_nodes(scale, middle="m", output="y", shift=1.0):
@@ -108,6 +127,11 @@ def test_inputs_that_nobody_gives_are_normals_and_rows_of_the_table_that_they_pi
     a, b = saved(two_nodes(2.0), tmp_path / "a.onnx"), saved(two_nodes(3.0), tmp_path / "b.onnx")
     found = compare(open_side(a), open_side(b), seed=5, batch=3, threads=1)
     assert found.rows[0].shape == (3, 4) and found.rows[0].max_abs == pytest.approx(float(np.abs(normals(5, 0, (3, 4))).max()))
+    scalar = two_nodes(2.0)
+    scalar.graph.input[0].type.tensor_type.shape.ClearField("dim")
+    scalar.graph.output[0].type.tensor_type.shape.ClearField("dim")
+    path = saved(scalar, tmp_path / "scalar.onnx")
+    assert [row.shape for row in compare(open_side(path), open_side(path), threads=1).rows] == [(), ()]
     tiny = saved(tiny_model(), tmp_path / "tiny.onnx")
     found = compare(open_side(tiny), open_side(changed(tmp_path, "table", 2.0)), seed=1, batch=200, threads=1)
     rows = numpy_helper.to_array(next(t for t in tiny_model().graph.initializer if t.name == "table"))
@@ -142,6 +166,13 @@ def test_a_wrong_weight_is_found_at_the_tensor_behind_it(tiny_bundle, tmp_path, 
     assert conv.snr_db == min(snr for _, snr in conv.curve) and conv.time == conv.curve[conv.evaluation - 1][0]
 
 
+def test_the_program_goes_on_with_the_reference(tiny_bundle, tmp_path):
+    """What B gets does not depend on B: twice the fault is twice the difference, in the last step as in the first."""
+    first, second = (compare(open_side(f"{tiny_bundle}:float32"), open_side(changed(tmp_path, "w2", factor)), threads=1) for factor in (1.5, 2.0))
+    assert second.worst_output.max_abs == pytest.approx(2 * first.worst_output.max_abs, rel=1e-4)
+    assert [snr for _, snr in second.worst_output.curve] == pytest.approx([snr - 20 * math.log10(2) for _, snr in first.worst_output.curve], abs=1e-3)
+
+
 def test_a_file_is_the_reference_too(tiny_bundle, tmp_path):
     """The program is B's, run with A's network: the wrong A leads the states astray, and is still off by a sixth of itself in c1."""
     found = compare(open_side(changed(tmp_path, "w1", 1.2)), open_side(f"{tiny_bundle}:float32"), threads=1)
@@ -172,28 +203,35 @@ def test_each_float_tensor_is_compared_with_the_value_that_the_quantized_network
     a = open_side(f"{tiny_bundle}:float32")
     feeds = {"x": normals(1, 0, (2, 1, 8, 8)), "t": np.array([400.0, 3.0], np.float32), "label": np.array([1, 2])}
     found = {row.tensor: row for row in compare(a, int8_side, inputs=feeds, threads=1).rows}
-    assert {name: row.counterpart for name, row in found.items() if row.counterpart != name} == {"h": "h_dq"}
-    assert set(found) == {"c1", "g", "t1", "gt", "gt4", "s", "h", "c2", "xh", "prediction"}  # no codes, weights, c1_float
+    assert {name: row.counterpart for name, row in found.items() if row.counterpart != name} == {"x": "x_dq", "h": "h_dq"}
+    assert set(found) == TENSORS | {"x"}  # no codes, weights, c1_float
     (float_model, int8_model) = (side.networks["denoiser"].model for side in (a, int8_side))
-    first, second = run_by_hand(float_model, ["h", "c1"], feeds), run_by_hand(int8_model, ["h_dq", "h", "c1", "c1_float"], feeds)
+    first, second = run_by_hand(float_model, ["h", "c1"], feeds), run_by_hand(int8_model, ["x_dq", "h_dq", "h", "c1", "c1_float"], feeds)
+    assert found["x"].max_abs == pytest.approx(float(np.abs(second["x_dq"] - feeds["x"]).max()), rel=1e-6)
     assert found["h"].max_abs == pytest.approx(float(np.abs(second["h_dq"] - first["h"]).max()), rel=1e-3)
     assert found["h"].max_abs != pytest.approx(float(np.abs(second["h"] - first["h"]).max()), rel=1e-2)  # what h_dq is made of
     assert found["c1"].max_abs == pytest.approx(float(np.abs(second["c1"] - first["c1"]).max()), rel=1e-3)
-    assert (found["c1"].operator, found["h"].operator) == ("Conv", "Relu")
+    assert [(found[name].operator, found[name].node) for name in ("x", "c1", "h")] == [("input", -1), ("Conv", 0), ("Relu", 6)]
 
 
 def test_int8_is_tens_of_decibels_away_and_quantized_tensors_come_first(int8_comparison):
     assert int8_comparison.evaluations == 4
     assert 15.0 < int8_comparison.worst_output.snr_db < 60.0
-    assert int8_comparison.first_below(60.0).tensor == "c1"  # the first tensor behind a quantized input
+    assert str(int8_comparison.first_below(60.0)).startswith("x (input), at time ")  # its own quantization
+    for row in int8_comparison.rows:
+        lowest = min(range(4), key=lambda i: row.curve[i][1])
+        assert (row.evaluation, row.time, row.snr_db) == (lowest + 1, *row.curve[lowest])
+    assert {row.evaluation for row in int8_comparison.rows} > {1}
     exact = {row.tensor for row in int8_comparison.rows if row.snr_db == math.inf}
     assert exact == {"g", "t1", "gt", "gt4", "xh"}  # what no quantized node touches
 
 
-def test_keeping_the_compared_tensors_keeps_the_integer_kernels(tiny_bundle, int8_side, tmp_path):
+def test_the_tensors_that_are_kept_leave_the_integer_kernels(tiny_bundle, int8_side, tmp_path, monkeypatch):
     """Marking everything, weights and all, would make ONNX Runtime compute in float: not what ships."""
+    kept = []
+    monkeypatch.setattr(comparing, "keep_tensors", lambda model, names: kept.append(names) or keep_tensors(model, names))
+    compare(open_side(f"{tiny_bundle}:float32"), int8_side, threads=1)
     model = int8_side.networks["denoiser"].model
-    pairs = matches(open_side(f"{tiny_bundle}:float32").networks["denoiser"].model, model)
 
     def operators(names):
         options = onnxruntime.SessionOptions()
@@ -202,7 +240,7 @@ def test_keeping_the_compared_tensors_keeps_the_integer_kernels(tiny_bundle, int
         return Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
 
     everything = [name for node in model.graph.node for name in node.output]
-    assert operators([])["QLinearConv"] == operators([m.b for m in pairs if not m.output])["QLinearConv"] == 2
+    assert operators([])["QLinearConv"] == operators(kept[1])["QLinearConv"] == 2 and len(kept[1]) == 10
     assert operators(everything)["QLinearConv"] == 0
 
 
@@ -210,7 +248,9 @@ def test_two_quantized_networks_are_compared_once_per_value(int8_side):
     model = int8_side.networks["denoiser"].model
     found = {m.tensor: (m.a, m.b, m.operator) for m in matches(model, model)}
     assert found["h"] == ("h_dq", "h_dq", "Relu") and found["c1"] == ("c1", "c1", "Conv")
-    assert not {"h_dq", "h_q", "c1_float", "c1_q"} & set(found)
+    assert found["x"] == ("x_dq", "x_dq", "input") and set(found) == TENSORS | {
+        "x"
+    }  # neither codes nor dequantized weights nor a second name of a value
 
 
 def test_networks_for_tensorrt_are_matched_by_the_same_rule():
@@ -219,7 +259,7 @@ def test_networks_for_tensorrt_are_matched_by_the_same_rule():
     ranges = Ranges(dict.fromkeys(tensorrt_qdq.watched(model, placements), ((0.5, -3.0, 3.0),)))
     quantized = tensorrt_qdq.quantize(model, placements, ranges)
     found = {m.tensor: m.b for m in matches(model, quantized)}
-    assert found["h"] == "h_dq" and found["c1"] == "c1" and len(found) == 10
+    assert found["h"] == "h_dq" and found["c1"] == "c1" and found["x"] == "x_dq" and len(found) == 11
     half = {m.tensor: m.b for m in matches(model, lower_precision(model))}
     assert half["c1"] == "c1_half" and half["prediction"] == "prediction" and len(half) == 10
     assert [(m.tensor, m.a, m.b, m.output, m.node) for m in matches(["h", "prediction"], model)] == [
@@ -272,6 +312,13 @@ def test_files_that_cannot_be_compared(tiny_bundle, tmp_path):
         compare(open_side(str(tiny_bundle)), open_side(str(tiny_bundle)), program="ddim-4")
     with pytest.raises(RuntimeFault, match="a program is of a bundle"):
         compare(open_side(tiny), open_side(tiny), program="ddim-3")
+    x = np.ones((1, 3), np.float32)
+    loose = two_nodes(2.0)
+    loose.graph.input[0].type.tensor_type.shape.dim[1].ClearField("dim_value")
+    loose.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones(4, np.float32), "scale"))
+    with pytest.raises(RuntimeFault, match="loose.onnx failed in onnxruntime: ") as e:
+        compare(open_side(saved(loose, tmp_path / "loose.onnx")), open_side(two), inputs={"x": x}, threads=1)
+    assert e.value.code == Status.BACKEND_FAILED and "\n" not in str(e.value)
     with pytest.raises(RuntimeFault, match="no engine 'tensor': did you mean"):
         open_side(tiny, "tensor")
 
@@ -326,11 +373,11 @@ def test_without_polygraphy_it_says_how_to_get_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(bool(nvidia_gpus()), reason="there is a GPU here")
-def test_an_engine_without_a_gpu_is_one_sentence(tmp_path, monkeypatch):
+def test_an_engine_without_a_gpu_is_one_sentence(command, tmp_path, monkeypatch):
     engine, two = tmp_path / "a.engine", saved(two_nodes(2.0), tmp_path / "a.onnx")
     engine.write_bytes(b"code for a GPU")
     said = command(two, engine, code=4)
-    assert said.stdout == "" and len(said.stderr.strip().splitlines()) == 1 and "there is no NVIDIA GPU here" in said.stderr
+    assert said.out == "" and len(said.err.strip().splitlines()) == 1 and "there is no NVIDIA GPU here" in said.err
     with pytest.raises(RuntimeFault, match="a.onnx runs in TensorRT, and there is no NVIDIA GPU here") as e:
         open_side(two, "tensorrt-rtx")
     assert e.value.code == Status.PROVIDER_MISSING
@@ -342,18 +389,16 @@ def test_an_engine_without_a_gpu_is_one_sentence(tmp_path, monkeypatch):
 # --- the command
 
 
-def test_the_command(tiny_bundle, tmp_path):
+def test_the_command(command, tiny_bundle, tmp_path):
     same = command(f"{tiny_bundle}:float32", f"{tiny_bundle}:float32", "--threads", 1)
-    assert "no tensor is below 40 dB" in same.stdout and "the outputs agree: relative RMSE 0.0e+00" in same.stdout
+    assert "no tensor is below 40 dB" in same.out and "the outputs agree: relative RMSE 0.0e+00" in same.out
     wrong = changed(tmp_path, "w2", 1.2)
     differs = command(f"{tiny_bundle}:float32", wrong, "--threads", 1, "--top", 2, "--seed", 4, code=3)
-    assert (
-        "the first tensor below 40 dB is c2 (Conv, node 7), at time " in differs.stdout and "4 evaluations of dpmpp_2m-4, 2 of 10" in differs.stdout
-    )
-    assert "relative RMSE" in differs.stderr and "0.001 is allowed (--tolerance)" in differs.stderr
-    said = json.loads(command(f"{tiny_bundle}:float32", wrong, "--json", "--snr", 5, "--tolerance", 10).stdout)
+    assert "the first tensor below 40 dB is c2 (Conv, node 7), at time " in differs.out and "4 evaluations of dpmpp_2m-4, 2 of 10" in differs.out
+    assert "relative RMSE" in differs.err and "0.001 is allowed (--tolerance)" in differs.err
+    said = json.loads(command(f"{tiny_bundle}:float32", wrong, "--json", "--snr", 5, "--tolerance", 10).out)
     assert said["first_below"] is None and said["agree"] and said["worst_output"]["tensor"] == "prediction" and len(said["tensors"]) == 10
     assert {t["tensor"]: t["snr_db"] for t in said["tensors"]}["c1"] == "inf" and len(said["tensors"][0]["curve"]) == 4
     a, b = saved(two_nodes(2.0, "[red]m"), tmp_path / "a.onnx"), saved(two_nodes(2.0, "[red]m", shift=1.5), tmp_path / "b.onnx")
     np.savez(tmp_path / "x.npz", x=np.ones((1, 4), np.float32))
-    assert "[red]m" in command(a, b, "--inputs", tmp_path / "x.npz", code=3).stdout  # a name, not a colour
+    assert "[red]m" in command(a, b, "--inputs", tmp_path / "x.npz", code=3).out  # a name, not a colour
