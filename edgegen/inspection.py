@@ -11,6 +11,7 @@ import numpy as np
 from edgegen.bundle import Bundle
 from edgegen.canonical import from_hex
 from edgegen.spec import ConditionSpec
+from edgegen.targets.choose import Candidate
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,7 +49,8 @@ def facts(bundle: Bundle) -> dict[str, Any]:
         "variants": [
             {
                 "name": v.name, "engine": v.engine, "providers": [p.name for p in v.providers], "golden": len(v.golden),
-                "bytes": sum(bundle.table[x].nbytes for x in {*v.components.values(), *v.weights.values()}),
+                "bytes": sum(bundle.table[x].nbytes for x in {*v.components.values(), *v.weights.values(), *(f.member for f in v.fused)}),
+                "fused": [{"program": f.program, "batch": f.batch} for f in v.fused], "threads": v.threads,
             }
             for v in m.variants
         ],
@@ -56,6 +58,23 @@ def facts(bundle: Bundle) -> dict[str, Any]:
         "measured": bundle.document("measured"),
         "members": [{"name": name, "bytes": entry.nbytes, "sha256": entry.sha256} for name, entry in bundle.table.items()],
     }  # fmt: skip
+
+
+def _measured(measured: Any, console: Console) -> None:
+    """The candidates' times, the fastest first, and what was not measured. A document of another form, which nobody checked, has no table."""
+    from rich.table import Table
+
+    try:
+        rows = sorted((float(r["milliseconds"]), Candidate(r["variant"], bool(r["fused"]), r["threads"])) for r in measured["candidates"])
+        title = f"measured on {measured['machine']}: {measured['program']}, one sample"
+    except (KeyError, TypeError, ValueError):
+        return
+    table = Table("candidate", "ms", title=title, title_justify="left")
+    for milliseconds, candidate in rows:
+        table.add_row(str(candidate), f"{milliseconds:.3f}")
+    console.print(table)
+    for name, reason in measured.get("unmeasured", {}).items():
+        console.print(f"{name}: not measured: {reason}", highlight=False)
 
 
 def describe(bundle: Bundle, console: Console) -> None:
@@ -104,6 +123,8 @@ def describe(bundle: Bundle, console: Console) -> None:
         if name not in {v["name"] for v in f["variants"]}:
             variants.add_row(f"({name})", "", f"{verdict['bytes'] / 1e6:.2f}", f"left out: {verdict['why']}")
     console.print(variants)
+    if f["measured"]:
+        _measured(f["measured"], console)
     members = Table("member", "bytes", "SHA-256", title="members: every byte is hashed", title_justify="left")
     for m in f["members"]:
         members.add_row(m["name"], f"{m['bytes']:,}", m["sha256"][:16])

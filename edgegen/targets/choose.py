@@ -20,7 +20,7 @@ from edgegen.timing import alternate
 __all__ = ["AT_ONCE", "Candidate", "Times", "candidates_of", "measured_document", "settle", "thread_counts", "time_candidates"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Candidate:
     """One way to run a variant's default program. threads: of the engine, 0 for one per core."""
 
