@@ -56,7 +56,7 @@ native-tests: native native-aarch64 build/ort/1.24.4-aarch64 build/ort/1.20.1-x8
 	$(CONFIGURE) -B build/native-test -DEDGEGEN_TESTS=ON >build/native-test.log && cmake --build build/native-test
 	$(CONFIGURE) -B build/native-asan -DEDGEGEN_TESTS=ON -DEDGEGEN_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=RelWithDebInfo >build/native-asan.log && cmake --build build/native-asan
 	$(CONFIGURE) -B build/native-tsan -DEDGEGEN_TESTS=ON -DEDGEGEN_SANITIZE=thread -DCMAKE_BUILD_TYPE=RelWithDebInfo >build/native-tsan.log && cmake --build build/native-tsan
-	$(CONFIGURE) -B build/native-checks -DEDGEGEN_TESTS=ON -DEDGEGEN_DELETABLE_CHECKS=ON -DEDGEGEN_SANITIZE=address >build/native-checks.log && cmake --build build/native-checks
+	$(CONFIGURE) -B build/native-checks -DEDGEGEN_TESTS=ON -DEDGEGEN_DELETABLE_CHECKS=ON -DEDGEGEN_SANITIZE=address,undefined >build/native-checks.log && cmake --build build/native-checks
 	$(CONFIGURE) -B build/native-O0 -DEDGEGEN_TESTS=ON -DCMAKE_BUILD_TYPE=Debug >build/native-O0.log && cmake --build build/native-O0
 	$(CONFIGURE) -B build/native-v3 -DEDGEGEN_TESTS=ON -DCMAKE_CXX_FLAGS=-march=x86-64-v3 >build/native-v3.log && cmake --build build/native-v3
 	$(CONFIGURE) -B build/native-armhf -DEDGEGEN_TESTS=ON -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/runtimes/c/armhf.cmake >build/native-armhf.log && cmake --build build/native-armhf
