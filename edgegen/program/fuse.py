@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from edgegen.program.instructions import (
     Slincomb,
     Threshold,
 )  # fmt: skip
-from edgegen.program.rewrite import single_assignment
+from edgegen.program.rewrite import fold, rescale, single_assignment
 from edgegen.program.roll import Rolled, Varying, VaryingDraw, roll
 from edgegen.program.shapes import Shape, written_shapes
 from edgegen.program.verify import numbers
@@ -129,6 +130,9 @@ class _Graph:
         self.constants, self.prefix = constants, prefix
         self.joined: dict[str, list[tuple[str, int]]] = {}
         """What CONCAT instructions joined along axis 1: the value -> its parts and their sizes."""
+        self.flat: dict[str, tuple[str, int]] = {}
+        """Values of registers that are also there as [batch, n]: the value -> (the flat one, n)."""
+        self.producer: dict[str, onnx.NodeProto] = {}
         self.nodes: list[onnx.NodeProto] = []
         self.seen: dict[tuple[Any, ...], list[str]] = {}
         self.count = 0
@@ -139,6 +143,10 @@ class _Graph:
             inputs = self.part(node, inputs)
             if len(inputs) == 1:
                 return [inputs[0]]
+        if node.op_type == "Reshape" and inputs[0] in self.flat:
+            flat, n = self.flat[inputs[0]]
+            if self.constants.whole_numbers(inputs[1]) == [-1, n]:
+                return [flat]
         key = (node.op_type, node.domain, *inputs, *sorted(a.SerializeToString(deterministic=True) for a in node.attribute), *map(bool, node.output))
         if key in self.seen and not node.op_type.startswith(_NEVER_SHARED):
             return self.seen[key]
@@ -150,10 +158,21 @@ class _Graph:
         copy.input.extend(inputs)
         copy.output.extend(f"{copy.name}.{k}" if name else "" for k, name in enumerate(node.output))
         self.nodes.append(copy)
+        self.producer[copy.output[0]] = copy
         self.seen[key] = list(copy.output)
         if node.op_type == "Cast" and inputs[0] in self.joined:
             self.joined[copy.output[0]] = [(self.add(node, [name])[0], size) for name, size in self.joined[inputs[0]]]
         return self.seen[key]
+
+    def know_flat(self, value: str, n: int) -> None:
+        """Remember the flat form of a network's output that is a Gemm's [batch, n], reshaped."""
+        reshape = self.producer.get(value)
+        product = self.producer.get(reshape.input[0]) if reshape is not None and reshape.op_type == "Reshape" else None
+        if product is None or product.op_type != "Gemm" or product.input[1] not in self.constants.tensors:
+            return
+        across = 0 if any(a.name == "transB" and a.i for a in product.attribute) else 1
+        if self.constants.tensors[product.input[1]].dims[across] == n:
+            self.flat[value] = product.output[0], n
 
     def node(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
         """The output of a new node."""
@@ -223,7 +242,9 @@ class _Fuser:
         self.opsets = self.common_opsets()
         outputs = self.program.outputs
         if rolled is None:
-            self.lower_all(self.program.instructions)
+            straight = fold(rescale(single_assignment(replace(self.program, steps=()))))
+            self.lower_all(straight.instructions)
+            outputs = straight.outputs
         else:
             outputs = self.lower_loop(rolled)
         graph_inputs += [helper.make_tensor_value_info(name, _FLOAT, shape) for name, (_, shape) in self.draws.items()]
@@ -231,7 +252,8 @@ class _Fuser:
         for name, register in outputs.items():
             self.graph.nodes.append(helper.make_node("Identity", [self.values[register]], [f"out.{name}"], f"out.{name}"))
             graph_outputs.append(helper.make_tensor_value_info(f"out.{name}", _FLOAT, (self.batch, *self.shapes[register])))
-        self.graph.nodes = _fold(_needed(self.graph.nodes, graph_outputs), self.constants, self.opsets)
+        nodes = _fold(_needed(self.graph.nodes, graph_outputs), self.constants, self.opsets)
+        self.graph.nodes = _scaled_products(nodes, self.constants)
         return Fused(self.model(graph_inputs, graph_outputs), self.draws)
 
     def model(self, inputs: list[Any], outputs: list[Any]) -> onnx.ModelProto:
@@ -283,9 +305,7 @@ class _Fuser:
             case Eval():
                 self.evaluate(instruction)
             case Lincomb(out, terms, bias):
-                values[out] = self.sum([self.scaled(c, values[name]) for c, name in terms])
-                if bias != 0.0:
-                    values[out] = self.node("Add", [values[out], self.constant(bias)])
+                values[out] = self.combined(terms, bias)
             case Slincomb(out, scaled):
                 values[out] = self.sum([self.scaled_by(*term) for term in scaled])
             case Noise(out, like, draw, tail):
@@ -313,6 +333,22 @@ class _Fuser:
             case Scalar(out, kind, a, b):
                 first, second = (values[o] if isinstance(o, str) else self.constant(o) for o in (a, b))
                 values[out] = self.node("Sqrt", [first]) if kind == "sqrt" else self.node(_SCALAR_NODES[kind], [first, second])
+
+    def combined(self, terms: Sequence[tuple[float, str]], bias: float) -> str:
+        """A LINCOMB; in flat form where a term is there so, because networks that flatten their state then find it flat."""
+        values = {name: self.values[name] for _, name in terms}
+        known = next((self.graph.flat[v] for v in values.values() if v in self.graph.flat), None)
+        if known is not None:
+            flattened = self.constant([-1, known[1]], np.int64)
+            values = {name: self.graph.node("Reshape", [v, flattened]) for name, v in values.items()}
+        total = self.sum([self.scaled(c, values[name]) for c, name in terms])
+        if bias != 0.0:
+            total = self.node("Add", [total, self.constant(bias)])
+        if known is None:
+            return total
+        shaped = self.node("Reshape", [total, self.constant([self.batch, *self.shapes[terms[0][1]]], np.int64)])
+        self.graph.flat[shaped] = total, known[1]
+        return shaped
 
     def sum(self, terms: Sequence[str]) -> str:
         total = terms[0]
@@ -424,6 +460,8 @@ class _Fuser:
             value = names[name]
             for branch, target in enumerate(targets):
                 self.values[target] = value if len(targets) == 1 else self.branch(value, branch)
+            if len(targets) == 1:
+                self.graph.know_flat(value, math.prod(self.signatures[instruction.component][1][name]))
             elements = next(o.type.tensor_type.elem_type for o in model.graph.output if o.name == name)
             if elements != _FLOAT:
                 for target in targets:
@@ -615,6 +653,35 @@ def _fold(nodes: list[onnx.NodeProto], constants: _Constants, opsets: Sequence[o
         for node in rest:
             node.input[:] = [renamed if n == name else n for n in node.input]
     return _needed(rest, [_untyped(node.output[0]) for node in rest if node.output[0].startswith("out.")])
+
+
+def _scaled_products(nodes: list[onnx.NodeProto], constants: _Constants) -> list[onnx.NodeProto]:
+    """The nodes without multiplications of a Gemm's result by a number, which go into its alpha and beta."""
+    from onnx import helper, numpy_helper
+
+    producer = {node.output[0]: node for node in nodes}
+    uses = Counter(_read_names(nodes))
+    replaced: dict[str, str] = {}
+    for node in nodes:
+        node.input[:] = [replaced.get(name, name) for name in node.input]
+        factor = next((constants.tensors[name] for name in node.input if node.op_type == "Mul" and name in constants.tensors), None)
+        if factor is None or list(factor.dims) or factor.data_type != _FLOAT:
+            continue
+        value = next(name for name in node.input if name != factor.name)
+        product = producer.get(value)
+        while product is not None and product.op_type == "Reshape" and uses[product.output[0]] == 1:
+            product = producer.get(product.input[0])
+        if product is None or product.op_type != "Gemm" or uses[product.output[0]] != 1 or uses[value] != 1:
+            continue
+        number = float(numpy_helper.to_array(factor))
+        attributes = {a.name: helper.get_attribute_value(a) for a in product.attribute}
+        for name in ("alpha", "beta"):
+            attributes[name] = attributes.get(name, 1.0) * number
+        del product.attribute[:]
+        product.attribute.extend(helper.make_attribute(name, value) for name, value in sorted(attributes.items()))
+        replaced[node.output[0]] = value
+        uses[value] = uses[node.output[0]]
+    return [node for node in nodes if node.output[0] not in replaced]
 
 
 def _untyped(name: str) -> Any:

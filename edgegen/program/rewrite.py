@@ -28,7 +28,7 @@ from edgegen.program.instructions import (
 )  # fmt: skip
 from edgegen.program.verify import LIMITS, reads, scalar_reads, writes
 
-__all__ = ["allocate", "expand", "fold", "last_uses", "renamed", "single_assignment"]
+__all__ = ["allocate", "expand", "fold", "last_uses", "renamed", "rescale", "single_assignment"]
 
 
 _CANCELLED = 2.0**-50
@@ -89,6 +89,33 @@ def _inlined(outer: Lincomb, inner: dict[str, Lincomb]) -> Lincomb:
             largest[term] = max(largest.get(term, 0.0), abs(d))
     terms = tuple((c, name) for name, c in merged.items() if abs(c) > _CANCELLED * largest[name])
     return outer if len(terms) > LIMITS["terms"] or not terms else Lincomb(outer.out, terms, bias)
+
+
+def rescale(program: Program) -> Program:
+    """The same program with each multiple y = c x of a register that is read besides by LINCOMBs alone put in x's place there.
+
+    A network's scaled input then is the state itself: one pass over memory less per step. Needs every register to be written once, and
+    changes results by rounding, so it is for fused programs, whose engines round in their own ways anyway.
+    """
+    fixed = {*program.outputs.values(), *(state.next for state in program.states), *(step.state for step in program.steps)}
+    readers: dict[str, list[int]] = {}
+    for i, instruction in enumerate(program.instructions):
+        for name in reads(instruction):
+            readers.setdefault(name, []).append(i)
+    instructions = list(program.instructions)
+    for i, instruction in enumerate(instructions):
+        if not isinstance(instruction, Lincomb) or len(instruction.terms) != 1 or instruction.bias != 0.0:
+            continue
+        (c, x), y = instruction.terms[0], instruction.out
+        others = [k for k in readers[x] if k != i]
+        if c == 0.0 or x in fixed or not others or not all(k > i and isinstance(instructions[k], Lincomb) for k in others):
+            continue
+        for k in others:
+            reader = instructions[k]
+            assert isinstance(reader, Lincomb)
+            instructions[k] = replace(reader, terms=tuple((d / c, y) if name == x else (d, name) for d, name in reader.terms))
+            readers.setdefault(y, []).append(k)
+    return replace(program, instructions=tuple(instructions))
 
 
 def last_uses(program: Program) -> dict[str, int]:
