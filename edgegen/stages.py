@@ -258,7 +258,7 @@ def _variant(plan: Plan, precision: str, data: bytes, golden: Mapping[str, Array
 def _with_fused(plan: Plan, data: bytes, verdicts: dict[str, Any]) -> bytes:
     """A bundle's bytes with the default program fused in each variant; why not, where that cannot be, goes to the verdicts.
 
-    Raises GateError if the recipe asks for the fused form and it cannot be had.
+    If the recipe asks for the fused form, a variant that cannot have it is left out; GateError if that is the float one.
     """
     bundle = parse_bundle(data, "candidates")
     variants, members = [], {name: bundle.member(name) for name in bundle.table}
@@ -267,12 +267,17 @@ def _with_fused(plan: Plan, data: bytes, verdicts: dict[str, Any]) -> bytes:
             fused, added = with_fused(bundle, variant)
             members |= added
         except (ProgramError, RuntimeFault, GateError) as e:
-            if plan.recipe.target.form == "fused":
+            wanted = plan.recipe.target.form == "fused"
+            if wanted and variant.name == FLOAT:
                 raise GateError(f"target.form is 'fused', but {e}") from e
             verdicts[variant.name]["why"] += f"; stepwise only: {e}"
+            if wanted:
+                verdicts[variant.name]["passed"] = 0
+                continue
             fused = variant
         variants.append(fused)
-    return bundle_bytes(replace(bundle.manifest, variants=tuple(variants)), members)
+    manifest = replace(bundle.manifest, variants=tuple(variants))
+    return bundle_bytes(manifest, {name: members[name] for name in manifest.members()})
 
 
 def _bundle(plan: Plan, variants: Sequence[Variant], members: dict[str, bytes], documents: Mapping[str, Any]) -> bytes:
@@ -316,7 +321,8 @@ def pack(plan: Plan, exported: Path, quantized: Path | None, compiled: Path, mea
     if measured is not None:
         figures = _read_json(measured / "measured.json")
         times = {Candidate(r["variant"], bool(r["fused"]), r["threads"]): r["milliseconds"] for r in figures["candidates"]}
-        engines = [v for v in variants if v.engine != "onnxruntime"]
+        auto = plan.recipe.target.form == "auto"
+        engines = [replace(v, fused=() if auto else v.fused) for v in variants if v.engine != "onnxruntime"]
         variants = settle([v for v in variants if v.engine == "onnxruntime"], times)
         best = {v.name: min(ms for c, ms in times.items() if c.variant == v.name) for v in variants}
         for v in engines:

@@ -23,6 +23,7 @@ from edgegen.timing import machine
 
 __all__ = ["Tuned", "tune"]
 
+
 @dataclass(frozen=True, slots=True)
 class Tuned:
     """The bundle's new bytes, milliseconds per candidate, and why others were not measured: variant -> reason."""
