@@ -18,7 +18,6 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -53,6 +52,13 @@ VariantOption = Annotated[str | None, typer.Option("--variant", help="A variant 
 
 
 RuntimeOption = Annotated[str, typer.Option("--runtime", help="python, or native for libedgegen.")]
+
+
+class _Lines(logging.Handler):
+    """Each message as one line on standard error, above the progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _stderr.print(self.format(record), style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _exit_code(error: EdgegenError) -> int:
@@ -710,9 +716,7 @@ def _options(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say which stages were found and which were made.")] = False,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[RichHandler(console=_stderr, show_path=False)]
-    )
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s", handlers=[_Lines()])
 
 
 class _Interrupted(BaseException):
