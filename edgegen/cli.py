@@ -125,6 +125,7 @@ def build(
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Time the candidates and drop slow ones; without it builds are reproducible.")
     ] = True,
+    fit: Annotated[bool, typer.Option("--fit/--no-fit", help="Refuse at once what by its sizes will not fit; an estimate.")] = True,
     cache_dir: CacheOption = None,
     trust_pickle: PickleOption = False,
 ) -> None:
@@ -149,7 +150,7 @@ def build(
         return
     check_writable(output)
     with _bars() as report:
-        made = build_bundle(plan, output, Workspace(_cache(cache_dir)), Options(until, measure), report)
+        made = build_bundle(plan, output, Workspace(_cache(cache_dir)), Options(until, measure, fit), report)
     if made == output:
         _verdict(output)
     print(made)

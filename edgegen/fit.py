@@ -244,4 +244,4 @@ def check_fit(plan: Plan, cache_folder: Path, *, measured: bool = True) -> None:
         Status.NO_MEMORY: "lower calibration.batch or gate.samples, end other programs, or build on a larger machine",
         Status.NO_SPACE: f"free some at {cache_folder}, or give another place with --cache-dir",
     }
-    raise BuildError(f"this build will not fit: it needs {sentence}; {advice[status]}", status)
+    raise BuildError(f"this build will not fit: it needs {sentence}; {advice[status]}; --no-fit starts all the same", status)

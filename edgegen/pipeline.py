@@ -28,10 +28,14 @@ Progress = Callable[[str, str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """until: the last stage to run. measured: time candidates and drop slow ones; without it builds are reproducible."""
+    """until: the last stage to run. measured: time candidates and drop slow ones; without it builds are reproducible.
+
+    fit: refuse, before any work, a build that by its sizes has too little memory or disk here.
+    """
 
     until: str = "pack"
     measured: bool = True
+    fit: bool = True
 
 
 def _versions(*packages: str) -> dict[str, str]:
@@ -70,7 +74,8 @@ def build(plan: Plan, output: Path, workspace: Workspace, options: Options | Non
     Errors carry the stage's name. Whatever stages were completed are kept, so the same call goes on from there.
     """
     options = options or Options()
-    check_fit(plan, workspace.root, measured=options.measured)
+    if options.fit:
+        check_fit(plan, workspace.root, measured=options.measured)
     until, run, recipe = options.until, _Runner(plan, workspace, progress), plan.resolved
     programs = {name: program_to_json(p) for name, p in plan.programs.items()}
     engine = _versions("numpy", "onnx", "onnxruntime")

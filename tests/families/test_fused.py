@@ -28,30 +28,36 @@ def evaluations(model):
     return sum(weight.name in node.input for node in model.graph.node)
 
 
+STEPS = {"deis_rk": 10, "ipndm": 20, "kdpm2_a": 10, "pndm": 20, "sa_solver": 20}
+
+
 @pytest.mark.parametrize(("family", "most"), [("digits", 20), ("reach", 19)])
 def test_every_solver_gives_the_same_fused(family, most, request):
-    """Deterministic and stochastic, in 3 steps (the Loop form in 4): at most 1e-4 apart, and as many evaluations."""
+    """Deterministic and stochastic, in about 10 evaluations, unrolled and as a Loop: at most 1e-4 apart, and as many evaluations.
+
+    In fewer steps the solvers of high order amplify what is rounded: pndm in 10 is 1.3e-4 from its own float64 step by step.
+    """
     bundle = open_bundle(request.getfixturevalue(family))
     variant = next(v for v in bundle.manifest.variants if v.name == "float32")
     network, conditions = network_of(bundle, variant, "denoiser"), default_conditions(bundle.manifest.conditions)
     sample, done, worst = bundle.manifest.sample.shape, 0, 0.0
     declared = {c.name: (c.dtype, c.shape) for c in bundle.manifest.conditions}
-    steps = dict.fromkeys(SOLVERS, 3) | {"deis_rk": 10}  # diverges in few
     with Subject(bundle, samples=1, threads=1) as subject, open_component(bundle, variant, "denoiser", threads=1) as component:
         reasons = why_not(subject.process, subject.recipe.model.prediction, 4)
         for solver in sorted(set(SOLVERS) - {name for name, reason in reasons.items() if reason} - {"gl_lcm", "prodiff", "ddgan"}):
+            calls = sum(isinstance(i, Eval) for i in subject.program(solver, 4).instructions)
+            program = subject.program(solver, STEPS.get(solver) or max(4, 40 // calls))
+            inputs = {i.name: declared.get(i.name, ("float32", sample)) for i in program.inputs}
+            given = {name: conditions[name] for name in inputs if name in conditions} | initial_state(program, normals(5, 0, (1, *sample)))
+            wanted = interpret(program, {"denoiser": component}, given, seed=5)["sample"]
             for loop in (False, True):
-                program = subject.program(solver, steps[solver] + loop)
-                inputs = {i.name: declared.get(i.name, ("float32", sample)) for i in program.inputs}
                 try:
                     fused = fuse(program, {"denoiser": network}, inputs, 1, loop=loop)
                 except ProgramError as e:
                     assert loop and "no three steps" in str(e), f"{solver}: {e}"
                     continue
-                given = {name: conditions[name] for name in inputs if name in conditions} | initial_state(program, normals(5, 0, (1, *sample)))
                 feeds = given | {name: normals(5, draw, shape) for name, (draw, shape) in fused.draws.items()}
                 (found,) = open_engine(fused.model.SerializeToString(), solver, 1).run(["out.sample"], feeds)
-                wanted = interpret(program, {"denoiser": component}, given, seed=5)["sample"]
                 worst = max(worst, float(np.abs(found - wanted).max()))
                 assert np.abs(found - wanted).max() <= 1e-4, (solver, loop)
                 if not loop:

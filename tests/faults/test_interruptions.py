@@ -139,8 +139,8 @@ def mounted(tmp_path):
         subprocess.run(["umount", "-l", str(place)], check=False)
 
 
-def fails(recipe, output, cache, message):
-    done = subprocess.run(command(recipe, output, cache), capture_output=True, text=True)
+def fails(recipe, output, cache, message, *options):
+    done = subprocess.run([*command(recipe, output, cache), *options], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert message in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
     return done
@@ -167,9 +167,11 @@ def test_a_full_disk_under_the_cache_is_a_clean_error_and_resumes(tmp_path, moun
     write_tiny(tmp_path)
     reference = build(tmp_path / "recipe.toml", tmp_path / "r.edgegen", tmp_path / "cache")
     place = mounted(f"{kib}k")
-    fails(tmp_path / "recipe.toml", tmp_path / "o.edgegen", place / "cache", "no space left")
+    fails(tmp_path / "recipe.toml", tmp_path / "o.edgegen", place / "cache", "this build will not fit")
+    assert not (tmp_path / "o.edgegen").exists() and not list(place.glob("cache/*-*"))
+    fails(tmp_path / "recipe.toml", tmp_path / "o.edgegen", place / "cache", "no space left", "--no-fit")
     assert not (tmp_path / "o.edgegen").exists()
-    subprocess.run(["mount", "-o", "remount,size=4m", str(place)], check=True)
+    subprocess.run(["mount", "-o", "remount,size=16m", str(place)], check=True)
     assert build(tmp_path / "recipe.toml", tmp_path / "o.edgegen", place / "cache") == reference
 
 
