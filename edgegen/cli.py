@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -72,9 +71,9 @@ def _exit_code(error: EdgegenError) -> int:
 def _cache(given: Path | None) -> Path:
     if given is not None:
         return given
-    if os.environ.get("EDGEGEN_CACHE"):
-        return Path(os.environ["EDGEGEN_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgegen"
+    from edgegen.workspace import cache_folder
+
+    return cache_folder()
 
 
 @contextlib.contextmanager

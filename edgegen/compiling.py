@@ -18,8 +18,8 @@ from edgegen.runtime.session import open_session
 from edgegen.spec import Signature
 from edgegen.targets.onnxruntime import fused_network_of, fused_signature, network_of
 from edgegen.targets.profiles import TargetProfile
-from edgegen.targets.tensorrt import BuildOptions, EngineCache, build_engine
-from edgegen.targets.tensorrt.component import batch_profiles, engine_folder, engine_of
+from edgegen.targets.tensorrt import EngineCache, build_engine
+from edgegen.targets.tensorrt.component import engine_folder, engine_of, engine_options
 from edgegen.targets.tensorrt.module import MODULES, version
 from edgegen.targets.tensorrt.run import gpu_name
 from edgegen.workspace import write_atomically
@@ -95,7 +95,7 @@ def build_ahead(path: Path, profile: TargetProfile, folder: Path, progress: Prog
     for i, (variant, name, model, signature) in enumerate(networks):
         if progress is not None:
             progress(f"building {name}, {variant.name}", i, len(networks))
-        options = BuildOptions(engine=profile.engine, capabilities=(profile.compute_capability,), profiles=batch_profiles(signature))
+        options = engine_options(signature, profile.engine, profile.compute_capability)
         engine = build_engine(model, options, where=f"{name}, variant {variant.name}")
         target = folder / f"{name}.{variant.name}.{profile.compute_capability}.engine"
         write_atomically(target, engine.data)

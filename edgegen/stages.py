@@ -29,8 +29,8 @@ from edgegen.targets.onnxruntime import OrtComponent, check_model, parse_model, 
 from edgegen.targets.onnxruntime.qdq import plan as plan_qdq
 from edgegen.targets.onnxruntime.qdq import quantize as quantize_model
 from edgegen.targets.onnxruntime.qdq import watched
-from edgegen.targets.tensorrt import BuildOptions, build_engine, check_for_tensorrt, slow_spots
-from edgegen.targets.tensorrt.component import batch_profiles
+from edgegen.targets.tensorrt import build_engine, check_for_tensorrt, slow_spots
+from edgegen.targets.tensorrt.component import engine_options
 from edgegen.targets.tensorrt.module import MODULES
 from edgegen.targets.tensorrt.networks import network_for
 from edgegen.timing import machine
@@ -228,8 +228,7 @@ def _built(plan: Plan, quantized: Path, name: str) -> dict[str, Any]:
     check_for_tensorrt(model, name, capabilities)
     if profile.engine == "tensorrt" or importlib.util.find_spec(MODULES[profile.engine]) is None:
         return {"why": f"checked for {profile.engine}; its engine is built on the device", "slow": slow_spots(model, capabilities)}
-    options = BuildOptions(engine=profile.engine, capabilities=capabilities, profiles=batch_profiles(plan.signature))
-    engine = build_engine(data, options, where=name)
+    engine = build_engine(data, engine_options(plan.signature, profile.engine, profile.compute_capability), where=name)
     products = {op: sorted({str(p) for p in engine.report.precisions(op)}) for op in ("Conv", "MatMul") if engine.report.products(op)}
     kinds = "; ".join(f"{op} in {' and '.join(found)}" for op, found in products.items())
     return {

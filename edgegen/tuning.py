@@ -17,6 +17,7 @@ from edgegen.bundle import Bundle, Provider, Variant, bundle_bytes, open_bundle
 from edgegen.errors import EdgegenError, RuntimeFault, Status
 from edgegen.fusing import with_fused
 from edgegen.runtime.session import open_session
+from edgegen.spec import check_name
 from edgegen.targets.choose import Candidate, candidates_of, measured_document, settle, thread_counts, time_candidates
 from edgegen.targets.opening import ENGINES
 from edgegen.timing import machine
@@ -46,18 +47,19 @@ def tune(
     offered = _offered(bundle, providers)
     ready: list[Variant] = []
     unmeasured: dict[str, str] = {}
-    members = {name: bundle.member(name) for v in (*offered, *bundle.manifest.variants) for name in v.members()}
+    members: dict[str, bytes] = {}
+    trial = replace(bundle, manifest=replace(bundle.manifest, variants=offered))
     for i, variant in enumerate(offered):
         say(f"trying {variant.name}", i, len(offered))
-        reason = _reason_against(replace(bundle, manifest=replace(bundle.manifest, variants=offered)), variant)
+        reason = _reason_against(trial, variant)
         if reason:
             unmeasured[variant.name] = reason
             continue
         try:
-            variant, added = with_fused(bundle, variant)
+            variant, added = with_fused(trial, variant)
             members |= added
         except EdgegenError as e:
-            unmeasured[f"{variant.name}, fused"] = str(e)
+            unmeasured[variant.name] = f"fused: {e}"
         ready.append(variant)
     if not ready:
         raise RuntimeFault(f"no variant of this bundle runs here: {'; '.join(f'{n}: {r}' for n, r in unmeasured.items())}", Status.NO_VARIANT)
@@ -81,6 +83,7 @@ def _offered(bundle: Bundle, providers: Sequence[str]) -> tuple[Variant, ...]:
     for variant in [v for v in variants if v.engine == "onnxruntime" and not v.providers]:
         for provider in providers:
             made = replace(variant, name=f"{variant.name}-{provider.lower()}", providers=(Provider(provider),))
+            check_name(made.name, "the variant of that provider,")
             if made.name not in known:
                 variants.append(made)
     return tuple(variants)
@@ -100,11 +103,8 @@ def _reason_against(bundle: Bundle, variant: Variant) -> str:
 
 def _bundle(bundle: Bundle, variants: Sequence[Variant], members: Mapping[str, bytes], documents: Mapping[str, Any]) -> bytes:
     """A bundle of these variants: programs and documents as they were, but for `documents`."""
-    manifest = bundle.manifest
-    names = {**manifest.documents, **{name: f"{name}.json" for name in documents}}
-    kept = {name: bundle.member(name) for name in (*(p.member for p in manifest.programs), *manifest.documents.values())}
-    kept |= {f"{name}.json": canonical.encode(value) for name, value in documents.items()}
-    used = set().union(*(v.members() for v in variants))
-    kept |= {name: data for name, data in members.items() if name in used}
-    kept = {name: data for name, data in kept.items() if name in used or name in names.values() or name in {p.member for p in manifest.programs}}
-    return bundle_bytes(replace(manifest, variants=tuple(variants), documents=names), kept)
+    names = {**bundle.manifest.documents, **{name: f"{name}.json" for name in documents}}
+    manifest = replace(bundle.manifest, variants=tuple(variants), documents=names)
+    held = {name: bundle.member(name) for name in bundle.table} | dict(members)
+    held |= {f"{name}.json": canonical.encode(value) for name, value in documents.items()}
+    return bundle_bytes(manifest, {name: held[name] for name in manifest.members()})

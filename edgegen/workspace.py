@@ -22,7 +22,7 @@ from edgegen.errors import BuildError, EdgegenError, Status
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["Workspace", "check_writable", "digest_file", "stage_digest", "write_atomically", "write_error"]
+__all__ = ["Workspace", "cache_folder", "check_writable", "digest_file", "stage_digest", "write_atomically", "write_error"]
 
 _log = logging.getLogger(__name__)
 _STAMP = "stage.json"
@@ -113,6 +113,13 @@ def _try_lock(f: IO[bytes]) -> bool:
         except BlockingIOError:
             return False
     return True
+
+
+def cache_folder() -> Path:
+    """Where stages and engines are kept: $EDGEGEN_CACHE, else `edgegen` in the user's cache folder."""
+    if os.environ.get("EDGEGEN_CACHE"):
+        return Path(os.environ["EDGEGEN_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgegen"
 
 
 class Workspace:

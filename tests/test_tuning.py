@@ -84,6 +84,23 @@ def test_a_bundle_that_cannot_run_here_is_refused(tiny_bundle, tmp_path):
     assert e.value.code == Status.NO_VARIANT
 
 
+def test_a_provider_that_is_here_is_tried_fused_too(tiny_bundle):
+    if "AzureExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has no provider beside the CPU's")
+    result = tune(tiny_bundle, providers=("Azure",), threads=(1,), rounds=1, runs=1)
+    assert {(c.variant, c.fused) for c in result.times} >= {("float32-azure", True), ("float32-azure", False)} and not result.unmeasured
+
+
+def test_a_program_that_cannot_be_fused_is_timed_stepwise_and_the_bundle_says_why(tiny_bundle, monkeypatch):
+    def refuse(bundle, variant):
+        raise GateError("differs from its steps")
+
+    monkeypatch.setattr("edgegen.tuning.with_fused", refuse)
+    result = tune(tiny_bundle, threads=(1,), rounds=1, runs=1)
+    assert not any(c.fused for c in result.times)
+    assert parse_bundle(result.data).document("measured")["unmeasured"]["float32"] == "fused: differs from its steps"
+
+
 def test_settle_orders_by_time_and_keeps_the_fastest_form_of_each(tiny_bundle):
     bundle = open_bundle(tiny_bundle)
     variants = [with_fused(bundle, v)[0] for v in bundle.manifest.variants]

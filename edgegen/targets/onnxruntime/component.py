@@ -56,6 +56,11 @@ def _providers(onnxruntime: Any, wanted: Sequence[Provider], what: str) -> list[
     return [*found, ("CPUExecutionProvider", {})]
 
 
+def _line(error: Exception) -> str:
+    """What ONNX Runtime says, on one line: it goes into a bundle's documents too."""
+    return " ".join(str(error).split())
+
+
 def open_engine(
     model: bytes, what: str, threads: int, weights: Mapping[str, npt.NDArray[Any]] | None = None, providers: Sequence[Provider] = ()
 ) -> Any:
@@ -78,7 +83,7 @@ def open_engine(
         with _construct:
             session = onnxruntime.InferenceSession(model, options, providers=chosen)
     except Exception as e:  # ONNX Runtime's exceptions have no common public base
-        raise RuntimeFault(f"{what}: ONNX Runtime {onnxruntime.__version__} cannot open it: {e}", Status.BACKEND_FAILED) from e
+        raise RuntimeFault(f"{what}: ONNX Runtime {onnxruntime.__version__} cannot open it: {_line(e)}", Status.BACKEND_FAILED) from e
     absent = [name for name, _ in chosen if name not in session.get_providers()]
     if absent:  # it goes on without a provider that is there and cannot be loaded
         raise RuntimeFault(
@@ -187,7 +192,7 @@ class OrtComponent(Component):
         try:
             values = self._session.run(self._outputs, feeds)
         except Exception as e:  # ONNX Runtime's exceptions have no common public base
-            raise RuntimeFault(f"{self._what} failed in ONNX Runtime: {e}", Status.BACKEND_FAILED) from e
+            raise RuntimeFault(f"{self._what} failed in ONNX Runtime: {_line(e)}", Status.BACKEND_FAILED) from e
         return dict(zip(self._outputs, values, strict=True))
 
     def close(self) -> None:

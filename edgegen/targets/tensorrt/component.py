@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from edgegen.targets.tensorrt.build import BuildOptions, build_engine
 from edgegen.targets.tensorrt.cache import EngineCache, engine_key
 from edgegen.targets.tensorrt.module import version
 from edgegen.targets.tensorrt.run import CudaEngine, gpu_name
+from edgegen.workspace import cache_folder
 
-__all__ = ["TensorrtComponent", "batch_profiles", "engine_folder", "engine_of"]
+__all__ = ["TensorrtComponent", "batch_profiles", "engine_folder", "engine_of", "engine_options"]
 
 MOST_ROWS = 16
 """Rows that one call of a network with a batch of any size takes; engines are built for 1 to this many."""
@@ -25,9 +25,8 @@ Shape = tuple[int, ...]
 
 
 def engine_folder() -> Path:
-    """Where this device keeps engines: $EDGEGEN_CACHE, else the user's cache folder."""
-    base = os.environ.get("EDGEGEN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgegen"
-    return Path(base) / "engines"
+    """Where this device keeps engines."""
+    return cache_folder() / "engines"
 
 
 def batch_profiles(signature: Signature, usual: int = 1, most: int = MOST_ROWS) -> dict[str, tuple[Shape, Shape, Shape]]:
@@ -39,10 +38,15 @@ def batch_profiles(signature: Signature, usual: int = 1, most: int = MOST_ROWS) 
     return {t.name: (sized(t.shape, 1), sized(t.shape, usual), sized(t.shape, most)) for t in signature.inputs if BATCH in t.shape}
 
 
+def engine_options(signature: Signature, engine: str, capability: str | None) -> BuildOptions:
+    """How a network of a bundle is built, wherever that is. capability: of the GPU, which tensorrt-rtx is told and tensorrt sees."""
+    capabilities = (capability,) if capability and engine == "tensorrt-rtx" else ()
+    return BuildOptions(engine=engine, capabilities=capabilities, profiles=batch_profiles(signature))
+
+
 def engine_of(model: bytes, signature: Signature, engine: str, gpu: str) -> tuple[str, BuildOptions]:
     """The cache key of a network's engine on a GPU (as `gpu_name` calls it), and how it is built there."""
-    capability = (gpu.rpartition(" ")[2],) if engine == "tensorrt-rtx" else ()
-    options = BuildOptions(engine=engine, capabilities=capability, profiles=batch_profiles(signature))
+    options = engine_options(signature, engine, gpu.rpartition(" ")[2])
     return engine_key(model, engine, version(engine), gpu, options.to_json()), options
 
 
