@@ -34,10 +34,8 @@ def fused_onnx(bundle: Bundle, program: str | None = None, *, variant: str | Non
         raise RuntimeFault(f"no program {name!r} in this bundle: {nearest(name, bundle.programs)}", Status.UNKNOWN_NAME)
     if chosen not in variants:
         raise RuntimeFault(f"no variant {chosen!r} in this bundle: {nearest(chosen, variants)}", Status.NO_VARIANT)
-    conditions = {c.name: (c.dtype, c.shape) for c in manifest.conditions}
-    inputs = {i.name: conditions[i.name] if i.kind == "condition" else ("float32", manifest.sample.shape) for i in bundle.programs[name].inputs}
     networks = {component: network_of(bundle, variants[chosen], component) for component in variants[chosen].components}
-    model = fuse(bundle.programs[name], networks, inputs, batch, loop=loop).model
+    model = fuse(bundle.programs[name], networks, manifest.inputs(bundle.programs[name]), batch, loop=loop).model
     for key, value in (("edgegen.model", manifest.name), ("edgegen.program", name), ("edgegen.variant", chosen)):
         model.metadata_props.add(key=key, value=value)
     scale = next((i.scale for i in bundle.programs[name].inputs if i.kind == "noise"), 1.0)

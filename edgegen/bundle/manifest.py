@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgegen.bundle.layout import FORMAT
 from edgegen.canonical import from_hex, to_hex
 from edgegen.errors import BundleError, Status
-from edgegen.spec import MAX_TENSORS, MAX_TEXT, ConditionSpec, SampleSpec, Signature, check_count, check_name, keys
+from edgegen.spec import MAX_TENSORS, MAX_TEXT, ConditionSpec, SampleSpec, Signature, TensorSpec, check_count, check_name, keys
+
+if TYPE_CHECKING:
+    from edgegen.program import Program
 
 __all__ = ["FusedEntry", "Golden", "Manifest", "ProgramEntry", "Provider", "Variant"]
 
@@ -153,6 +156,15 @@ class Manifest:
         manifest._check(value["trusted_pickle"])
         return manifest
 
+    def inputs(self, program: Program) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """(dtype, shape without the batch) of a program's inputs, whose conditions are the manifest's."""
+        conditions = {c.name: (c.dtype, c.shape) for c in self.conditions}
+        return {i.name: conditions[i.name] if i.kind == "condition" else ("float32", self.sample.shape) for i in program.inputs}
+
+    def tails(self) -> dict[str, tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]]:
+        """Shapes without the batch of each component's inputs and outputs."""
+        return {name: (_tails(s.inputs), _tails(s.outputs)) for name, s in self.components.items()}
+
     def members(self) -> set[str]:
         """The names of all members that the manifest refers to."""
         named = {p.member for p in self.programs} | set(self.documents.values())
@@ -184,6 +196,10 @@ class Manifest:
         for wrong, message in faults:
             if wrong:
                 raise BundleError(f"manifest: {message}", Status.INCONSISTENT)
+
+
+def _tails(tensors: Iterable[TensorSpec]) -> dict[str, tuple[int, ...]]:
+    return {t.name: tuple(n for n in t.shape if isinstance(n, int)) for t in tensors}
 
 
 def _strings(value: dict[str, Any], where: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ import hashlib
 import math
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from edgegen.bundle.manifest import Manifest
 from edgegen.errors import BundleError, ProgramError, Status
 from edgegen.program import Eval, Program, program_from_json
 from edgegen.program.shapes import MAX_ELEMENTS, check_types, infer_shapes
-from edgegen.spec import TensorSpec, keys
+from edgegen.spec import keys
 
 __all__ = ["Bundle", "Member", "open_bundle", "parse_bundle"]
 
@@ -172,22 +172,15 @@ def _check_evaluations(program: Program, manifest: Manifest, where: str) -> None
 
 def _check_shapes(program: Program, manifest: Manifest, origin: str) -> None:
     """Every register fits its readers in dtype and shape, none is too large, and the sample has the manifest's shape."""
-    components = {name: (_tails(s.inputs), _tails(s.outputs)) for name, s in manifest.components.items()}
-    conditions = {c.name: c for c in manifest.conditions}
-    inputs = {i.name: conditions[i.name].shape if i.kind == "condition" else manifest.sample.shape for i in program.inputs}
+    inputs = {name: shape for name, (_, shape) in manifest.inputs(program).items()}
     try:
-        check_types(program, {name: c.dtype for name, c in conditions.items()}, manifest.components)
-        sample = infer_shapes(program, inputs, components)["sample"]
+        check_types(program, {c.name: c.dtype for c in manifest.conditions}, manifest.components)
+        sample = infer_shapes(program, inputs, manifest.tails())["sample"]
     except ProgramError as e:
         raise BundleError(f"{origin}: {e}", Status.INCONSISTENT) from e
     if sample != manifest.sample.shape:
         message = f"program {program.name!r} makes a sample of shape {list(sample)}, the manifest says {list(manifest.sample.shape)}"
         raise BundleError(f"{origin}: {message}", Status.INCONSISTENT)
-
-
-def _tails(tensors: Iterable[TensorSpec]) -> dict[str, tuple[int, ...]]:
-    """Shapes without the batch."""
-    return {t.name: tuple(n for n in t.shape if isinstance(n, int)) for t in tensors}
 
 
 def parse_bundle(data: bytes, origin: str = "bundle") -> Bundle:

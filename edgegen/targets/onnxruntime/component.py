@@ -118,14 +118,12 @@ def fused_signature(bundle: Bundle, entry: FusedEntry) -> Signature:
     Raises BundleError (INCONSISTENT) for a program that cannot be fused.
     """
     program, manifest = bundle.programs[entry.program], bundle.manifest
-    conditions = {c.name: (c.dtype, c.shape) for c in manifest.conditions}
-    inputs = {i.name: conditions[i.name] if i.kind == "condition" else ("float32", manifest.sample.shape) for i in program.inputs}
+    inputs, components = manifest.inputs(program), manifest.tails()
     shapes = {name: shape for name, (_, shape) in inputs.items()}
-    components = {n: tuple({t.name: _tail(t) for t in side} for side in (s.inputs, s.outputs)) for n, s in manifest.components.items()}
-    draws = {} if program.states else noise_shapes(program, shapes, components)  # type: ignore[arg-type]
+    draws = {} if program.states else noise_shapes(program, shapes, components)
     made = [(name, dtype, shape) for name, (dtype, shape) in inputs.items()]
     made += [(f"draw.{draw}", "float32", shape) for draw, shape in draws.items()]
-    outputs = [] if program.states else infer_shapes(program, shapes, components).items()  # type: ignore[arg-type]
+    outputs = [] if program.states else infer_shapes(program, shapes, components).items()
     given = [(f"out.{name}", "float32", shape) for name, shape in outputs]
     names = [name for name, _, _ in (*made, *given)]
     faults = {
@@ -138,10 +136,6 @@ def fused_signature(bundle: Bundle, entry: FusedEntry) -> Signature:
     for what in (w for w, wrong in faults.items() if wrong):
         raise BundleError(f"{bundle.origin}: the fused program {entry.program!r} {what}", Status.INCONSISTENT)
     return Signature(*(tuple(TensorSpec(n, d, (entry.batch, *shape)) for n, d, shape in side) for side in (made, given)))
-
-
-def _tail(spec: TensorSpec) -> tuple[int, ...]:
-    return tuple(n for n in spec.shape if isinstance(n, int))
 
 
 def fused_network_of(bundle: Bundle, variant: Variant, entry: FusedEntry) -> onnx.ModelProto:
