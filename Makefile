@@ -8,8 +8,9 @@ CONFIGURE := cmake -G Ninja -S runtimes/c -DEDGEGEN_ORT_INCLUDE=$(CURDIR)/$(HEAD
 
 .PHONY: demo test check test-slow fuzz soak bench native native-aarch64 native-tests clean
 
+# Step by step only: timing the fused candidates too would take the demo above a minute.
 demo: $(STAMP)
-	$(BIN)/edgegen build digits -o digits.edgegen
+	$(BIN)/edgegen build digits -o digits.edgegen --set target.form=stepwise
 	$(BIN)/edgegen run digits.edgegen --seed 1 --batch 100 --columns 10 \
 	  --set label=$$($(BIN)/python -c "print(','.join(str(i % 10) for i in range(100)))") -o digits.png
 	@echo "$(CURDIR)/digits.edgegen"
