@@ -1,10 +1,14 @@
-"""Calibration: a set of calib/ gives network inputs, the float network runs on them, and tensors' ranges are kept per time.
+"""Calibration: a set of calib/ gives network inputs, the float network runs on them, and what its tensors look like is recorded per time.
 
-In: float components and programs. Out: `Ranges`, one [min, max] per tensor and network time.
+In: float components and programs. Out: a `Record` (edgegen/quantize/record.py).
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +20,14 @@ import numpy.typing as npt
 from edgegen.errors import CalibrationError, Status, nearest
 from edgegen.library import run_file
 from edgegen.program import Program
+from edgegen.quantize.record import Record, Recorder
 from edgegen.spec import ConditionSpec, SampleSpec, Signature
 from edgegen.targets.onnxruntime import OrtComponent
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Batch", "CalibrationContext", "Ranges", "calibration_set", "collect_ranges"]
+__all__ = ["Batch", "CalibrationContext", "calibration_set", "collect_record", "read_batches", "write_batches"]
 
 Array = npt.NDArray[Any]
 
@@ -65,28 +70,6 @@ def calibration_set(name: str, folders: Sequence[Path]) -> tuple[CalibrationSet,
     return module.batches, path
 
 
-@dataclass(frozen=True, slots=True)
-class Ranges:
-    """For each tensor: rows [time, min, max], times ascending."""
-
-    rows: Mapping[str, tuple[tuple[float, float, float], ...]]
-
-    def overall(self, tensor: str) -> tuple[float, float]:
-        """(min, max) over all times. Raises CalibrationError if the tensor was never seen."""
-        if tensor not in self.rows:
-            raise CalibrationError(f"no range for tensor {tensor!r}: the calibration set never ran its component")
-        return min(r[1] for r in self.rows[tensor]), max(r[2] for r in self.rows[tensor])
-
-    def to_json(self) -> dict[str, list[list[str]]]:
-        """Plain JSON with hex floats."""
-        return {name: [[v.hex() for v in row] for row in rows] for name, rows in self.rows.items()}
-
-    @classmethod
-    def from_json(cls, value: dict[str, list[list[str]]]) -> Ranges:
-        """The inverse of `to_json`."""
-        return cls({name: tuple((float.fromhex(t), float.fromhex(a), float.fromhex(b)) for t, a, b in rows) for name, rows in value.items()})
-
-
 def _with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> bytes:
     """`model` with inner tensors added to its outputs."""
     import onnx
@@ -100,25 +83,45 @@ def _with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> bytes:
     return bytes(observed.SerializeToString())
 
 
-def collect_ranges(
+def collect_record(
     models: Mapping[str, onnx.ModelProto], signatures: Mapping[str, Signature], tensors: Mapping[str, Sequence[str]], batches: Iterator[Batch]
-) -> Ranges:
-    """Run every batch and keep each tensor's minimum and maximum per time. tensors: names to watch, per component.
+) -> Record:
+    """Run every batch and record the tensors that `tensors` names, per component, at each time.
 
     One engine thread, so the result does not depend on the machine's cores.
     Raises CalibrationError: no batches, or a value that is NaN or infinite (with the tensor's name and time).
     """
-    seen: dict[str, dict[float, tuple[float, float]]] = {}
-    watchers = {name: OrtComponent(name, _with_outputs(model, tensors[name]), signatures[name], threads=1) for name, model in models.items()}
-    for batch in batches:
-        values = batch.feeds | watchers[batch.component].run(batch.feeds)
-        for tensor in tensors[batch.component]:
-            low, high = float(values[tensor].min()), float(values[tensor].max())
-            if not np.isfinite(low + high):
-                raise CalibrationError(f"tensor {tensor!r} is NaN or infinite at time {batch.time:g} of the calibration set", Status.NONFINITE)
-            times = seen.setdefault(tensor, {})
-            before = times.get(batch.time, (low, high))
-            times[batch.time] = min(low, before[0]), max(high, before[1])
-    if not seen and any(tensors.values()):
-        raise CalibrationError("the calibration set gave no batches")
-    return Ranges({name: tuple((t, *times[t]) for t in sorted(times)) for name, times in sorted(seen.items())})
+    recorder = Recorder()
+    with contextlib.ExitStack() as stack:
+        watchers = {
+            name: stack.enter_context(OrtComponent(name, _with_outputs(model, tensors[name]), signatures[name], threads=1))
+            for name, model in models.items()
+        }
+        for batch in batches:
+            values = batch.feeds | watchers[batch.component].run(batch.feeds)
+            for tensor in tensors[batch.component]:
+                recorder.add(tensor, batch.time, values[tensor])
+    recorder.expect(name for names in tensors.values() for name in names)
+    return recorder.finish()
+
+
+def write_batches(path: Path, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches, each written to `path` (a zip of .npy files) as it goes by; equal batches give equal bytes."""
+    with zipfile.ZipFile(path, "w") as file:
+        for i, batch in enumerate(batches):
+            for name, array in batch.feeds.items():
+                buffer = io.BytesIO()
+                np.save(buffer, array)
+                file.writestr(zipfile.ZipInfo(f"{i}/{batch.component}/{batch.time.hex()}/{name}.npy"), buffer.getvalue())
+            yield batch
+
+
+def read_batches(path: Path) -> Iterator[Batch]:
+    """What `write_batches` wrote, one at a time."""
+    with zipfile.ZipFile(path) as file:
+        members = [(info.filename.removesuffix(".npy").split("/", 3), info) for info in file.infolist()]
+        for _, group in itertools.groupby(members, key=lambda member: member[0][0]):
+            batch = list(group)
+            (_, component, time, _), _ = batch[0]
+            feeds = {parts[3]: np.load(io.BytesIO(file.read(info))) for parts, info in batch}
+            yield Batch(component, float.fromhex(time), feeds)

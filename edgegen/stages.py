@@ -16,13 +16,14 @@ import numpy.typing as npt
 
 from edgegen import __version__, canonical
 from edgegen.bundle import Golden, Manifest, ProgramEntry, Variant, bundle_bytes, open_bundle, parse_bundle
-from edgegen.calibration import CalibrationContext, Ranges, collect_ranges
+from edgegen.calibration import CalibrationContext, collect_record, write_batches
 from edgegen.errors import BuildError, GateError, ProgramError, RuntimeFault, Status
 from edgegen.fusing import with_fused
 from edgegen.onnx_export import export_component
 from edgegen.plan import Plan
 from edgegen.program import Program, initial_state, interpret, normals, program_to_json
 from edgegen.quality import distance
+from edgegen.quantize import Record, choose_ranges
 from edgegen.spec import default_conditions, draw_condition
 from edgegen.targets.choose import Candidate, candidates_of, measured_document, settle, thread_counts, time_candidates
 from edgegen.targets.onnxruntime import OrtComponent, check_model, parse_model, split_weights
@@ -74,13 +75,13 @@ def export(plan: Plan, out: Path, progress: Progress) -> None:
 
 
 def calibrate(plan: Plan, exported: Path, out: Path, progress: Progress) -> None:
-    """Writes ranges.json: minimum and maximum per tensor and time, over the calibration set. Empty if nothing will be quantized."""
+    """Writes record.npz: what each tensor looked like at each time of the calibration set; and inputs.zip, the set. Empty if nothing needs it."""
     recipe = plan.recipe
     data = _model(exported, FLOAT).read_bytes()
     model = parse_model(data, "float32.onnx")
     tensors = watched(model, plan_qdq(model, recipe.quantization.operators, recipe.quantization.keep)) if _quantized(plan) else ()
     if not tensors:
-        _write_json(out / "ranges.json", {"ranges": {}, "evaluations": 0})
+        Record({}).save(out / "record.npz")
         return
     evaluations = sum(sum(p.nfe.values()) for p in plan.programs.values()) * recipe.calibration.samples
     name, seen = plan.component, 0
@@ -97,8 +98,9 @@ def calibrate(plan: Plan, exported: Path, out: Path, progress: Progress) -> None
                 progress("running the calibration set", min(seen, evaluations), evaluations)
                 yield batch
 
-        ranges = collect_ranges({name: model}, {name: plan.signature}, {name: tensors}, counted())
-    _write_json(out / "ranges.json", {"ranges": ranges.to_json(), "evaluations": seen})
+        batches = write_batches(out / "inputs.zip", counted())
+        record = collect_record({name: model}, {name: plan.signature}, {name: tensors}, batches)
+    record.save(out / "record.npz")
 
 
 def _quantized(plan: Plan) -> bool:
@@ -110,7 +112,7 @@ def quantize(plan: Plan, exported: Path, calibrated: Path, out: Path, progress: 
     """Writes quantize.json (how many nodes, and what TensorRT does not get), int8.onnx unless there are none, and TensorRT's networks."""
     progress("placing scales", 0, 1)
     model = parse_model(_model(exported, FLOAT).read_bytes(), "float32.onnx")
-    ranges = Ranges.from_json(_read_json(calibrated / "ranges.json")["ranges"])
+    ranges = choose_ranges(Record.load(calibrated / "record.npz"), times="shared")
     placements = plan_qdq(model, plan.recipe.quantization.operators, plan.recipe.quantization.keep)
     if placements and plan.recipe.quantization.precisions:
         data = quantize_model(model, placements, ranges).SerializeToString(deterministic=True)

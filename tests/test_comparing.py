@@ -17,11 +17,11 @@ from onnx import TensorProto, helper, numpy_helper
 import edgegen.targets.nvidia
 from edgegen import comparing
 from edgegen.bundle import open_bundle
-from edgegen.calibration import Ranges
 from edgegen.cli import main
 from edgegen.comparing import compare, keep_tensors, matches, measure, open_side, read_inputs
 from edgegen.errors import BundleError, EdgegenError, RuntimeFault, Status
 from edgegen.program import normals
+from edgegen.quantize import Ranges
 from edgegen.targets.nvidia import nvidia_gpus
 from edgegen.targets.tensorrt import check_for_tensorrt, lower_precision
 from edgegen.targets.tensorrt import qdq as tensorrt_qdq

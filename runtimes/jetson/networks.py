@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgegen.bundle import Bundle, Variant, open_bundle
-from edgegen.calibration import Ranges
 from edgegen.errors import BuildError, EdgegenError
+from edgegen.quantize import Ranges
 from edgegen.targets.onnxruntime import network_of
 from edgegen.targets.tensorrt.networks import network_for
 from edgegen.targets.tensorrt.qdq import OPERATORS, plan

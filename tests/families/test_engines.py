@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from edgegen.bundle import open_bundle
-from edgegen.calibration import Batch, collect_ranges
+from edgegen.calibration import Batch, collect_record
 from edgegen.errors import BuildError
 from edgegen.fusing import fused_onnx
 from edgegen.program import Eval, Imm
 from edgegen.program.fuse import fuse
+from edgegen.quantize import choose_ranges
 from edgegen.recipe import recipe_from_json
 from edgegen.targets.onnxruntime import network_of
 from edgegen.targets.tensorrt import BuildOptions, build_engine, check_for_tensorrt
@@ -33,7 +34,8 @@ class Network:
         self.signature = self.bundle.manifest.components["denoiser"]
         self.program = self.bundle.programs[self.bundle.manifest.programs[0].name]
         tensors = watched(self.model, plan(self.model, operators, self.keep))
-        self.ranges = collect_ranges({"denoiser": self.model}, {"denoiser": self.signature}, {"denoiser": tensors}, self.batches())
+        record = collect_record({"denoiser": self.model}, {"denoiser": self.signature}, {"denoiser": tensors}, self.batches())
+        self.ranges = choose_ranges(record, times="shared")
 
     def batches(self):
         rng = np.random.default_rng(0)

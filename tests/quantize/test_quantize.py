@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from edgegen.calibration import Batch, Ranges, collect_ranges
+from edgegen.calibration import Batch, collect_record, read_batches, write_batches
 from edgegen.errors import BuildError, CalibrationError
-from edgegen.quantize import affine_uint8, bias_int32, per_channel_int8
+from edgegen.quantize import Ranges, affine_uint8, bias_int32, choose_ranges, per_channel_int8
 from edgegen.spec import Signature, TensorSpec
 from edgegen.targets.onnxruntime.qdq import plan, quantize, watched
 from tests.tiny import tiny_model
@@ -72,8 +72,12 @@ def feeds(time=0.5, count=2, seed=0, value=None):
     return Batch("denoiser", time, {"x": x, "t": np.full(count, time, np.float32), "label": np.zeros(count, np.int64)})
 
 
-def ranges_of(batches, tensors=("x", "h", "c2")):
-    return collect_ranges({"denoiser": tiny_model()}, {"denoiser": SIGNATURE}, {"denoiser": tensors}, iter(batches))
+def record_of(batches, tensors=("x", "h", "c2")):
+    return collect_record({"denoiser": tiny_model()}, {"denoiser": SIGNATURE}, {"denoiser": tensors}, iter(batches))
+
+
+def ranges_of(batches, tensors=("x", "h", "c2"), times="step"):
+    return choose_ranges(record_of(batches, tensors), times=times)
 
 
 def test_ranges_are_kept_per_time_and_merge_over_batches():
@@ -81,10 +85,22 @@ def test_ranges_are_kept_per_time_and_merge_over_batches():
     ranges = ranges_of([a, b, c])
     assert [row[0] for row in ranges.rows["x"]] == pytest.approx([0.1, 0.5])
     both = np.concatenate([a.feeds["x"], b.feeds["x"]])
-    assert ranges.rows["x"][1][1:] == (float(both.min()), float(both.max()))
-    assert ranges.overall("x") == (min(both.min(), c.feeds["x"].min()), max(both.max(), c.feeds["x"].max()))
-    assert ranges.overall("h")[0] == 0.0  # after a Relu
-    assert Ranges.from_json(ranges.to_json()) == ranges
+    assert ranges.at("x", 0.5) == (float(both.min()), float(both.max()))
+    assert ranges.at("x") == (min(both.min(), c.feeds["x"].min()), max(both.max(), c.feeds["x"].max()))
+    assert ranges.at("h")[0] == 0.0  # after a Relu
+    assert ranges_of([a, b, c], times="shared").at("x", 0.3) == ranges.at("x")
+    with pytest.raises(CalibrationError, match=r"no range of tensor 'x' at network time 0\.3: calibrated at 0\.1, 0\.5"):
+        ranges.at("x", 0.3)
+
+
+def test_batches_come_back_from_their_file(tmp_path):
+    batches = [feeds(0.5, seed=1), feeds(0.1, seed=2)]
+    assert list(write_batches(tmp_path / "a.zip", iter(batches))) == batches
+    for found, expected in zip(read_batches(tmp_path / "a.zip"), batches, strict=True):
+        assert (found.component, found.time) == (expected.component, expected.time)
+        assert all(np.array_equal(found.feeds[k], v) and found.feeds[k].dtype == v.dtype for k, v in expected.feeds.items())
+    list(write_batches(tmp_path / "b.zip", iter(batches)))
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -120,14 +136,14 @@ def test_the_quantized_model_is_close_and_fused_and_deterministic(tmp_path):
     model = tiny_model()
     placements = plan(model, ["Conv"], [])
     batch = feeds(count=16)
-    ranges = ranges_of([batch], watched(model, placements))
+    ranges = ranges_of([batch], watched(model, placements), "shared")
     quantized = quantize(model, placements, ranges)
     onnx.checker.check_model(quantized)
     assert quantized.SerializeToString() == quantize(model, placements, ranges).SerializeToString()
     assert model.SerializeToString() == tiny_model().SerializeToString()  # the input is untouched
     exact, all_on = run(model, batch), run(quantized, batch, dump=tmp_path / "o.onnx")
     all_off = run(quantized, batch, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
-    step = affine_uint8(*ranges.overall("c2"))[0]
+    step = affine_uint8(*ranges.at("c2"))[0]
     assert np.abs(all_on - all_off).max() <= 2.01 * step
     assert np.sqrt(np.mean((all_on - exact) ** 2)) < 0.02 * np.std(exact)
     kinds = [n.op_type for n in onnx.load(tmp_path / "o.onnx").graph.node]
@@ -138,7 +154,7 @@ def test_coarser_scales_are_caught_by_the_distance():
     """The negative control: ranges ten times too wide."""
     model = tiny_model()
     placements, batch = plan(model, ["Conv"], []), feeds(count=16)
-    ranges = ranges_of([batch], watched(model, placements))
+    ranges = ranges_of([batch], watched(model, placements), "shared")
     wide = Ranges({name: tuple((t, 30 * a, 30 * b) for t, a, b in rows) for name, rows in ranges.rows.items()})
     exact = run(model, batch)
     assert np.sqrt(np.mean((run(quantize(model, placements, wide), batch) - exact) ** 2)) > 0.02 * np.std(exact)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgegen.calibration import Ranges
-from edgegen.quantize import affine_uint8, bias_int32, per_channel_int8
+from edgegen.quantize import Ranges, affine_uint8, bias_int32, per_channel_int8
 from edgegen.targets.placement import OPERATORS, Placement, place, watched
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ class _Quantizer:
         return name
 
     def activation_scale(self, tensor: str) -> tuple[np.float32, list[str]]:
-        scale, zero = affine_uint8(*self.ranges.overall(tensor))
+        scale, zero = affine_uint8(*self.ranges.at(tensor))
         names = [
             self.constant(f"{tensor}_scale", np.asarray(scale, np.float32)),
             self.constant(f"{tensor}_zero_point", np.asarray(zero, np.uint8)),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from edgegen.calibration import Ranges
 from edgegen.errors import BuildError, Status, nearest
+from edgegen.quantize import Ranges
 from edgegen.targets.tensorrt.precision import lower_precision
 from edgegen.targets.tensorrt.qdq import OPERATORS, plan, quantize
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgegen.calibration import Ranges
 from edgegen.errors import BuildError, CalibrationError, nearest
+from edgegen.quantize import Ranges
 from edgegen.targets.placement import OPERATORS, Placement, place, watched
 from edgegen.targets.tensorrt.scales import LARGEST, pack_int4, per_block, per_channel, per_tensor
 
@@ -97,7 +97,7 @@ class _Quantizer:
         if tensor not in self.dequantized:
             if self.ranges is None:
                 raise CalibrationError(f"{self.precision} needs the range of tensor {tensor!r}, and no ranges were given")
-            scale = np.asarray(per_tensor(*self.ranges.overall(tensor), self.precision))
+            scale = np.asarray(per_tensor(*self.ranges.at(tensor), self.precision))
             parameters = [self.scale(f"{tensor}_scale", scale), self.zero(f"{tensor}_zero_point", ())]
             codes, values = self.name(f"{tensor}_q"), self.name(f"{tensor}_dq")
             self.nodes.append(helper.make_node("QuantizeLinear", [tensor, *parameters], [codes], f"{tensor}_Q"))

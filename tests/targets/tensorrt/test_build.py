@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from edgegen.calibration import Ranges
 from edgegen.errors import BuildError, Status
+from edgegen.quantize import Ranges
 from edgegen.targets.tensorrt import BuildOptions, build, build_engine, lower_precision, module
 from edgegen.targets.tensorrt.qdq import plan, quantize, watched
 from edgegen.targets.tensorrt.report import layers_of

@@ -9,8 +9,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgegen.calibration import Ranges
 from edgegen.errors import BuildError, Status
+from edgegen.quantize import Ranges
 from edgegen.targets.tensorrt import check_for_tensorrt, lower_precision, slow_spots
 from edgegen.targets.tensorrt.precision import _narrow
 from edgegen.targets.tensorrt.qdq import plan, quantize

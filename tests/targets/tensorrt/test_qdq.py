@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from edgegen.calibration import Ranges
 from edgegen.errors import BuildError, CalibrationError
+from edgegen.quantize import Ranges
 from edgegen.targets.tensorrt import check_for_tensorrt, slow_spots
 from edgegen.targets.tensorrt.qdq import plan, quantize, watched
 from edgegen.targets.tensorrt.scales import encode_fp8, pack_int4, per_block, per_channel, per_tensor
