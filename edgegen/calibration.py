@@ -10,13 +10,14 @@ import io
 import itertools
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgegen.diffusion import Process
 from edgegen.errors import CalibrationError, Status, nearest
 from edgegen.library import run_file
 from edgegen.program import Program
@@ -34,7 +35,12 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class CalibrationContext:
-    """What a calibration set may use. `components` are the float networks, by name."""
+    """What a calibration set may use. `components` are the float networks, by name; `model` has them as ONNX.
+
+    samples: how many trajectories to run, `batch` at once, from `seed`. process: the recipe's; None if each program's scheduler has its own.
+    program: steps -> the recipe's first program at that number of steps. options: the recipe's, over the set's own `OPTIONS`; `calibration_set`
+    fills them in. time: the name of the networks' time input.
+    """
 
     components: Mapping[str, OrtComponent]
     programs: Sequence[Program]
@@ -43,6 +49,15 @@ class CalibrationContext:
     samples: int
     batch: int
     seed: int
+    process: Process | None = None
+    program: Callable[[int], Program] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    time: str = "t"
+    model: Mapping[str, onnx.ModelProto] = field(default_factory=dict)
+
+    def opened(self, component: str, tensors: Sequence[str]) -> OrtComponent:
+        """A copy of a float network that has inner tensors among its outputs, on one thread; to be closed by the caller."""
+        return OrtComponent(component, _with_outputs(self.model[component], tensors), self.components[component].signature, threads=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +68,24 @@ class Batch:
     time: float
     feeds: dict[str, Array]
 
+    def of(self, chosen: npt.NDArray[np.bool_]) -> Batch | None:
+        """The rows of the samples marked in bool[samples], in each branch of guidance; None if none is marked."""
+        if not chosen.any():
+            return None
+        branches = len(next(iter(self.feeds.values()))) // len(chosen)
+        return replace(self, feeds={name: array[np.tile(chosen, branches)] for name, array in self.feeds.items()})
+
 
 CalibrationSet = Callable[[CalibrationContext], Iterator[Batch]]
 
 
-def calibration_set(name: str, folders: Sequence[Path]) -> tuple[CalibrationSet, Path]:
-    """The `batches` function of a calibration set, and its file: a path ending in .py, or a name looked up in `folders`."""
+def calibration_set(name: str, folders: Sequence[Path], options: Mapping[str, Any] | None = None) -> tuple[CalibrationSet, Path]:
+    """The `batches` function of a calibration set, and its file: a path ending in .py, or a name looked up in `folders`.
+
+    options: laid over the file's `OPTIONS` (name -> default), and given to it as `context.options`. What it yields is checked on the way.
+    Raises CalibrationError: no such set or option (with the nearest names), an option of another type; later, from the batches: none at all,
+    or one that its component cannot take.
+    """
     candidates = [folder / name for folder in folders] if name.endswith(".py") else [folder / f"{name}.py" for folder in folders]
     path = next((p for p in candidates if p.is_file()), None)
     if path is None:
@@ -67,7 +94,76 @@ def calibration_set(name: str, folders: Sequence[Path]) -> tuple[CalibrationSet,
     module = run_file(path, "calib")
     if not callable(getattr(module, "batches", None)):
         raise CalibrationError(f"{path}: a calibration set defines batches(context), which is missing")
-    return module.batches, path
+    merged = _options(path, options or {}, getattr(module, "OPTIONS", {}))
+
+    def batches(context: CalibrationContext) -> Iterator[Batch]:
+        empty = True
+        for batch in module.batches(replace(context, options=merged)):
+            empty = False
+            yield _checked_batch(batch, context, path)
+        if empty:
+            raise CalibrationError(f"{path}: the calibration set gave no batches; expected at least one")
+
+    return batches, path
+
+
+def _options(path: Path, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`defaults` with the given values in their place, each of its default's type; a whole number may stand for a float."""
+    merged = dict(defaults)
+    for name, value in given.items():
+        if name not in defaults:
+            known = nearest(name, defaults) if defaults else "it has none"
+            raise CalibrationError(f"calibration.options: {path.name} has no option {name!r}: {known}", Status.UNKNOWN_NAME)
+        kind = type(defaults[name])
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind or value != value:
+            raise CalibrationError(f"calibration.options.{name}: expected a {kind.__name__} like {defaults[name]!r}, found {value!r}")
+        merged[name] = value
+    return merged
+
+
+def _checked_batch(batch: Any, context: CalibrationContext, path: Path) -> Batch:
+    """What a set's file yielded, if the network can be run on it."""
+    if not isinstance(batch, Batch):
+        raise CalibrationError(f"{path}: batches(context) yields edgegen.calibration.Batch, found {type(batch).__name__}")
+    if batch.component not in context.components:
+        raise CalibrationError(f"{path}: no component {batch.component!r}: {nearest(batch.component, context.components)}", Status.UNKNOWN_NAME)
+    if not np.isfinite(batch.time):
+        raise CalibrationError(f"{path}: a batch of time {batch.time}, expected a finite number", Status.NONFINITE)
+    _check_inputs(batch.feeds, context.components[batch.component].signature, f"{path}: time {batch.time:g}")
+    return batch
+
+
+def _check_inputs(arrays: Mapping[str, Array], signature: Signature, where: str) -> int:
+    """How many rows the arrays have. Raises CalibrationError unless each input has one finite array of its dtype and shape, of as many rows."""
+    declared = {spec.name: spec for spec in signature.inputs}
+    expected = "expected " + ", ".join(map(str, signature.inputs))
+    for name in arrays:
+        if name not in declared:
+            raise CalibrationError(f"{where}: the network has no input {name!r}: {nearest(name, declared)}", Status.UNKNOWN_NAME)
+    for name in declared:
+        if name not in arrays:
+            raise CalibrationError(f"{where}: the input {name!r} is missing; {expected}", Status.UNKNOWN_NAME)
+    rows = {name: len(array) for name, array in arrays.items() if array.ndim}
+    for name, spec in declared.items():
+        array = arrays[name]
+        if array.dtype != np.dtype(spec.dtype):
+            raise CalibrationError(f"{where}: {name!r} is {array.dtype.name}, expected {spec}; convert it with astype", Status.BAD_DTYPE)
+        if array.ndim != len(spec.shape) or array.shape[1:] != spec.shape[1:]:
+            raise CalibrationError(f"{where}: {name!r} has shape {list(array.shape)}, expected {spec}", Status.BAD_SHAPE)
+    if len(set(rows.values())) != 1:
+        counts = ", ".join(f"{name}: {n}" for name, n in rows.items())
+        raise CalibrationError(f"{where}: expected equally many rows of each input, found {counts}", Status.BAD_SHAPE)
+    count = next(iter(rows.values()))
+    if count == 0:
+        raise CalibrationError(f"{where}: there are 0 rows; expected at least one")
+    for name, array in arrays.items():
+        finite = np.isfinite(array)
+        if not finite.all():
+            row = int(np.argwhere(~finite)[0, 0])
+            raise CalibrationError(f"{where}: {name!r} is NaN or infinite in row {row}; leave such rows out", Status.NONFINITE)
+    return count
 
 
 def _with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> bytes:
