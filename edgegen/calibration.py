@@ -9,6 +9,7 @@ import contextlib
 import io
 import itertools
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from edgegen.targets.onnxruntime import OrtComponent
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Batch", "CalibrationContext", "calibration_set", "collect_record", "read_batches", "write_batches"]
+__all__ = ["Batch", "CalibrationContext", "calibration_inputs", "calibration_set", "collect_record", "read_batches", "write_batches"]
 
 Array = npt.NDArray[Any]
 
@@ -164,6 +165,35 @@ def _check_inputs(arrays: Mapping[str, Array], signature: Signature, where: str)
             row = int(np.argwhere(~finite)[0, 0])
             raise CalibrationError(f"{where}: {name!r} is NaN or infinite in row {row}; leave such rows out", Status.NONFINITE)
     return count
+
+
+def calibration_inputs(path: Path, component: str, signature: Signature, time: str, batch: int) -> Iterator[Batch]:
+    """Real inputs of a network: an .npz file of one array per input, row i of each belonging together, the times in the input called `time`.
+
+    Gives rows of one time together, at most `batch` of them, times ascending. The file is read and checked at once.
+    Raises CalibrationError: no such file, not an .npz, names, dtypes or shapes that are not the network's, no rows, NaN or infinity.
+    """
+    where = f"calibration.inputs: {path}"
+    if not path.is_file():
+        raise CalibrationError(f"{where}: no such file; expected an .npz written by numpy.savez", Status.CANNOT_OPEN)
+    if not zipfile.is_zipfile(path):
+        raise CalibrationError(f"{where}: not an .npz file; write one with numpy.savez(path, name=array, ...)")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        raise CalibrationError(f"{where}: cannot be read as an .npz of plain arrays: {e}") from e
+    rows = _check_inputs(arrays, signature, where)
+    times = np.asarray(arrays[time], np.float64) if time in arrays else np.zeros(rows)
+
+    def batches() -> Iterator[Batch]:
+        for value in np.unique(times):
+            indices = np.flatnonzero(times == value)
+            for start in range(0, len(indices), batch):
+                chosen = indices[start : start + batch]
+                yield Batch(component, float(value), {name: array[chosen] for name, array in arrays.items()})
+
+    return batches()
 
 
 def _with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> bytes:
