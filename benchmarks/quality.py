@@ -14,22 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import linalg
 
 import edgegen
 from benchmarks.classifier import load_classifier
 from benchmarks.common import ROOT, bar, built, finish
 from edgegen.bundle import open_bundle
+from edgegen.quality import frechet
 
 PER_CLASS, BATCH = 100, 100
-
-
-def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """Frechet distance of two Gaussians fitted to feature rows (Heusel et al. 2017, equation 6)."""
-    mean = a.mean(0) - b.mean(0)
-    ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    values = linalg.eigvals(ca @ cb)
-    return float(mean @ mean + np.trace(ca) + np.trace(cb) - 2 * np.sqrt(np.maximum(values.real, 0)).sum())
 
 
 def generate(bundle: Path, variant: str, program: str | None) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Distance between final samples at equal seeds, and the gate that a quantized variant must pass."""
+"""How far samples are from a reference, one by one and as two sets, and the gate that a quantized variant must pass."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Distance", "distance"]
+from edgegen.errors import RuntimeFault, Status
+
+__all__ = ["Distance", "distance", "frechet", "relative_errors"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +29,34 @@ def distance(reference: npt.NDArray[Any], candidate: npt.NDArray[Any], span: flo
     rmse = float(np.sqrt(np.mean(difference**2)))
     psnr = math.inf if rmse == 0.0 else 20.0 * math.log10(span / rmse)
     return Distance(psnr, rmse, float(np.max(np.abs(difference))))
+
+
+def relative_errors(reference: npt.NDArray[Any], candidate: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """||candidate_i - reference_i|| / ||reference_i|| of each sample, float64[N], for arrays [N, ...] of equal shape.
+
+    0 where both are 0; inf where only the reference is.
+    """
+    a, b = (np.asarray(array, np.float64).reshape(len(array), -1) for array in (reference, candidate))
+    difference, size = np.linalg.norm(b - a, axis=1), np.linalg.norm(a, axis=1)
+    errors: npt.NDArray[np.float64] = np.full(len(a), math.inf)
+    np.divide(difference, size, where=size > 0.0, out=errors)
+    errors[difference == 0.0] = 0.0
+    return errors
+
+
+def frechet(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+    """Frechet distance of two Gaussians fitted to feature rows [N, D] and [M, D] (Heusel et al. 2017, equation 6).
+
+    The trace of (Ca Cb)^(1/2) is taken of the symmetric Ca^(1/2) Cb Ca^(1/2), which has the same eigenvalues. With fewer rows than features it
+    is far too large: compare it only with one of as many rows. Raises RuntimeFault (BAD_SHAPE) for other shapes, or fewer than two rows.
+    """
+    first, second = (np.asarray(array, np.float64) for array in (a, b))
+    if first.ndim != 2 or second.ndim != 2 or first.shape[1:] != second.shape[1:] or min(len(first), len(second)) < 2:
+        message = f"Frechet distance: expected features [N, D] and [M, D] of at least two rows, found {list(first.shape)} and {list(second.shape)}"
+        raise RuntimeFault(message, Status.BAD_SHAPE)
+    mean = first.mean(0) - second.mean(0)
+    ca, cb = (np.atleast_2d(np.cov(rows, rowvar=False)) for rows in (first, second))
+    values, vectors = np.linalg.eigh(ca)
+    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cb @ root), 0.0)).sum()
+    return float(mean @ mean + np.trace(ca) + np.trace(cb) - 2.0 * shared)
