@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -119,7 +120,7 @@ def _options(path: Path, given: Mapping[str, Any], defaults: Mapping[str, Any]) 
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind or value != value:
-            raise CalibrationError(f"calibration.options.{name}: expected a {kind.__name__} like {defaults[name]!r}, found {value!r}")
+            raise CalibrationError(f"calibration.options.{name}: expected {kind.__name__}, such as {defaults[name]!r}, found {value!r}")
         merged[name] = value
     return merged
 
@@ -179,9 +180,10 @@ def calibration_inputs(path: Path, component: str, signature: Signature, time: s
     if not zipfile.is_zipfile(path):
         raise CalibrationError(f"{where}: not an .npz file; write one with numpy.savez(path, name=array, ...)")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        with zipfile.ZipFile(path) as file:
+            read = ((info.filename.removesuffix(".npy"), io.BytesIO(file.read(info))) for info in file.infolist())
+            arrays = {name: np.lib.format.read_array(data, allow_pickle=False) for name, data in read}
+    except (OSError, ValueError, EOFError, RuntimeError, MemoryError, TokenError, zipfile.BadZipFile, zlib.error) as e:
         raise CalibrationError(f"{where}: cannot be read as an .npz of plain arrays: {e}") from e
     rows = _check_inputs(arrays, signature, where)
     times = np.asarray(arrays[time], np.float64) if time in arrays else np.zeros(rows)
