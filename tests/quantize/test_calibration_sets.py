@@ -77,6 +77,14 @@ def points_model():
 # deployed and single
 
 
+def test_rows_of_chosen_samples_are_taken_from_each_branch():
+    batch = Batch("f", 0.5, {"x": np.arange(12).reshape(6, 2), "t": np.arange(6)})  # three samples, two branches
+    kept = batch.of(np.array([False, True, True]))
+    assert kept.feeds["t"].tolist() == [1, 2, 4, 5] and kept.feeds["x"][:, 0].tolist() == [2, 4, 8, 10]
+    assert (kept.component, kept.time) == ("f", 0.5)
+    assert batch.of(np.zeros(3, bool)) is None
+
+
 def test_deployed_feeds_both_branches_of_guidance_at_every_time_of_every_program(tiny):
     batches = given("deployed", tiny)
     assert sum(len(b.feeds["x"]) for b in batches) == 5 * (2 * 4 + 2 * 2 + 3)  # dpmpp_2m-4 and -2 guided, ddim-3 not
@@ -224,9 +232,12 @@ def test_samples_are_allocated_by_largest_remainders():
 
 
 def test_density_variety_gives_each_time_its_share(tiny_recipe):
-    context = context_of(tiny_model(), tiny_recipe, samples=40, batch=4)
-    program = context.program(8)
     observed = tiny_model()
+    table = next(c for c in observed.graph.initializer if c.name == "table")
+    table.CopyFrom(numpy_helper.from_array(10 * numpy_helper.to_array(table), "table"))  # so that the branches of guidance differ much
+    context = context_of(observed, tiny_recipe, samples=400, batch=4)
+    program = context.program(8)
+    observed = onnx.ModelProto.FromString(observed.SerializeToString())
     observed.graph.output.append(onnx.ValueInfoProto(name="c2"))
     session = OrtComponent("seen", observed.SerializeToString(), context.components["denoiser"].signature, threads=1)
     features: dict[float, np.ndarray] = {}
@@ -241,11 +252,11 @@ def test_density_variety_gives_each_time_its_share(tiny_recipe):
     interpret(program, {"denoiser": network}, {"label": label, **initial_state(program, normals(1, 0, (4, 1, 8, 8)))}, seed=1)
     times = sorted(features, reverse=True)
     weights = direct_weights(np.array([features[t] for t in times]), 2.0, 0.001)
-    shares = 40 * weights / weights.sum()
+    shares = 400 * weights / weights.sum()
     found = dict.fromkeys(times, 0)
     for b in given("density_variety", context, steps=8, variety=2.0, radius=0.001):
         found[b.time] += len(b.feeds["x"]) // 2
-    assert sum(found.values()) == 40 and len(set(found.values())) > 3
+    assert sum(found.values()) == 400 and len(set(found.values())) > 3
     assert all(math.floor(s) <= found[t] <= math.ceil(s) for t, s in zip(times, shares, strict=True))
 
 
