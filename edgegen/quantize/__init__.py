@@ -1,4 +1,6 @@
-"""Integer scales from edgegen.quantize.hessian import HessianSum, rows_of
+"""Integer scales from ranges and weights. Knows no target: where quantization goes is the target's business."""
+
+from edgegen.quantize.hessian import HessianSum, rows_of
 from edgegen.quantize.ranges import Ranges, choose_ranges
 from edgegen.quantize.record import Record, Recorder, TensorRecord
 from edgegen.quantize.rounding import Codes, adaround, gptq, nearest, weighted_error
