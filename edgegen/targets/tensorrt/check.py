@@ -8,6 +8,7 @@ crashes on them before a convolution and multiplies in float elsewhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,8 @@ class _Dequantized:
     scale: Array
     axis: int
     block: int
+    shape: tuple[int, ...]
+    """Of the codes, if they are stored."""
 
 
 @dataclass(slots=True)
@@ -123,9 +126,12 @@ class _Scope:
         if node is None or node.op_type != "DequantizeLinear" or node.input[1] not in self.constants:
             return None
         source = self.producers.get(node.input[0])
-        constant = node.input[0] in self.constants or (source is not None and source.input[:1] and source.input[0] in self.constants)
+        stored = [self.constants[name] for name in (node.input[0], *(source.input[:1] if source is not None else ())) if name in self.constants]
+        shape = tuple(stored[0].dims) if stored else ()
         values = {a.name: int(a.i) for a in node.attribute}
-        return _Dequantized(node, self.code_type(node), bool(constant), self.array(node.input[1]), values.get("axis", 1), values.get("block_size", 0))
+        return _Dequantized(
+            node, self.code_type(node), bool(stored), self.array(node.input[1]), values.get("axis", 1), values.get("block_size", 0), shape
+        )
 
 
 def _stored(node: Any) -> Any:
@@ -225,6 +231,9 @@ class _Checker:
         if kind and kind not in _CODES:
             raise self.bad(f"{called} has {_type_name(kind)} codes; TensorRT takes int8, fp8 (e4m3fn), int4 and fp4, and a float bias")
         self.type(kind, called)
+        if kind in (_INT4, _FP4) and node.input[0] in scope.constants and math.prod(scope.constants[node.input[0]].dims) % 2:
+            sizes = list(scope.constants[node.input[0]].dims)
+            raise self.bad(f"{called} has {_type_name(kind)} codes of shape {sizes}, an odd number, which TensorRT does not take; use int8")
         scale = node.input[1]
         if scale not in scope.constants:
             raise self.bad(f"{called}: its scale {scale!r} is not a stored constant, on which TensorRT crashes, or computes in float; store it")
@@ -328,6 +337,8 @@ def _slow_weight(node: Any, w: _Dequantized) -> str | None:
     whole = not w.block or 1 in w.scale.shape
     if (w.kind == _INT4 and whole) or (w.kind == _INT8 and w.block):
         return "its weight is written out as floats in every run; use int4 in two or more blocks"
+    if any(size % 2 for size in w.shape):
+        return f"its weight has a side of odd length ({list(w.shape)}), so it is written out as floats in every run; leave it float"
     return None
 
 

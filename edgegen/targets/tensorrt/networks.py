@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edgegen.errors import BuildError, Status, nearest
 from edgegen.quantize import Ranges
+from edgegen.quantize.rounding import Codes
 from edgegen.targets.tensorrt.precision import lower_precision
 from edgegen.targets.tensorrt.qdq import OPERATORS, plan, quantize
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PRECISIONS", "network_for"]
 
-PRECISIONS = {"float32": None, "float16": None, "bfloat16": None, "int8": "int8", "float8": "fp8", "int4": "int4"}
+PRECISIONS = {"float32": None, "float16": None, "bfloat16": None, "int8": "int8", "float8": "fp8", "int4": "int4", "w4a8": "w4a8", "w8a16": "w8a16"}
 """A profile's precision -> what the emitter calls it; None: nothing is quantized."""
 
 
@@ -25,10 +26,14 @@ def network_for(
     ranges: Ranges | None = None,
     operators: Sequence[str] = OPERATORS,
     keep: Sequence[str] = (),
+    *,
+    codes: Mapping[str, Codes] | None = None,
 ) -> onnx.ModelProto:
-    """`model` in a precision. ranges: of the tensors that int8 and float8 quantize. keep: patterns of names that stay float.
+    """`model` in a precision. ranges: of the tensors that int8, float8 and w4a8 quantize. keep: patterns of names that stay float.
 
-    Raises BuildError: an unknown precision, nothing to quantize, weights that overflow float16.
+    codes: weights that are rounded already, by name, as `edgegen.targets.tensorrt.qdq.roundings` says.
+    Raises BuildError: an unknown precision, nothing to quantize, codes that do not fit, weights that overflow float16; CalibrationError as
+    `quantize` does.
     """
     if precision not in PRECISIONS:
         raise BuildError(f"no precision {precision!r}: {nearest(precision, PRECISIONS)}", Status.UNKNOWN_NAME)
@@ -38,4 +43,4 @@ def network_for(
     placements = plan(model, operators, keep, kind)
     if not placements:
         raise BuildError(f"nothing to quantize to {precision}: the network has no {', '.join(operators)} that takes it")
-    return lower_precision(quantize(model, placements, ranges, kind), "float16")
+    return lower_precision(quantize(model, placements, ranges, kind, codes=codes), "float16")

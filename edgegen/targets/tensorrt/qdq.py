@@ -1,68 +1,128 @@
 """Where QuantizeLinear and DequantizeLinear go for TensorRT, and the quantized model.
 
-int8, fp8: a pair on the input of each planned Conv, Gemm and MatMul (one scale per tensor), and a constant weight with one scale per output
-channel; float bias, zero points 0, nothing on outputs: TensorRT moves the scales into the kernels' epilogues. int4: weights only, of Gemm
-and MatMul, in blocks along the summed axis. A weight that several nodes share (a fused program's steps) is stored once.
+int8, fp8, w4a8: a pair on the input of each planned Conv, Gemm and MatMul (one scale per tensor), and a constant weight with one scale per
+output channel; float bias, zero points 0, nothing on outputs: TensorRT moves the scales into the kernels' epilogues. w4a8 has int4 weights in
+Gemm and MatMul, and int8 ones where TensorRT takes no others. int4, w8a16: weights only, of Gemm and MatMul; int4 in blocks along the summed
+axis. A weight that several nodes share (a fused program's steps) is stored once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgegen.errors import BuildError, CalibrationError, nearest
+from edgegen.errors import BuildError, CalibrationError, Status
+from edgegen.errors import nearest as nearest_name
 from edgegen.quantize import Ranges
+from edgegen.quantize.rounding import Codes, nearest
 from edgegen.targets.placement import OPERATORS, Placement, place, watched
-from edgegen.targets.tensorrt.scales import LARGEST, pack_int4, per_block, per_channel, per_tensor
+from edgegen.targets.tensorrt.scales import fp8_weight, pack_int4, per_tensor
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["BLOCK", "OPERATORS", "PRECISIONS", "Placement", "plan", "quantize", "watched"]
+__all__ = ["BLOCK", "BLOCKS", "OPERATORS", "PRECISIONS", "Placement", "plan", "quantize", "roundings", "watched"]
 
-PRECISIONS = tuple(LARGEST)
+PRECISIONS: Mapping[str, tuple[str, str | None]] = {
+    "int8": ("int8", "int8"), "fp8": ("fp8", "fp8"), "int4": ("int4", None), "w4a8": ("int4", "int8"), "w8a16": ("int8", None),
+}  # fmt: skip
+"""Precision -> types of its weights and of its activations; None: these stay float."""
 BLOCK = 32
-"""Values per int4 scale."""
-_INT8, _FP8, _INT4, _FLOAT = 3, 17, 22, 1
+"""Values per int4 scale, where only weights are quantized and `codes` do not say otherwise."""
+BLOCKS = (16, 32, 64, 128)
+_FLOAT = 1
+_TYPE = {"int8": 3, "fp8": 17, "int4": 22}
 _OPSET = {"int8": 13, "fp8": 19, "int4": 21}
 """The first opset that has each type."""
-_TYPE = {"int8": _INT8, "fp8": _FP8, "int4": _INT4}
+_BITS = {"int8": 8, "int4": 4}
 
 
 def _check_precision(precision: str) -> None:
     if precision not in PRECISIONS:
-        raise BuildError(f"precision {precision!r} is not one that TensorRT quantizes to: {nearest(precision, PRECISIONS)}")
+        raise BuildError(f"precision {precision!r} is not one that TensorRT quantizes to: {nearest_name(precision, PRECISIONS)}")
+
+
+def _weight_type(operator: str, shape: Sequence[int], precision: str) -> str:
+    """TensorRT takes int4 weights in no Conv, and none of an odd number of values."""
+    weight, _ = PRECISIONS[precision]
+    return "int8" if weight == "int4" and (operator == "Conv" or math.prod(shape) % 2) else weight
 
 
 def plan(model: onnx.ModelProto, operators: Sequence[str], keep: Sequence[str], precision: str = "int8") -> tuple[Placement, ...]:
     """The nodes to quantize. keep: patterns (fnmatch) of node or weight names that stay float.
 
-    int4 takes Gemm and MatMul whose summed axis is two blocks or more, in whole blocks; TensorRT would write out other weights as floats in
-    each run. Raises BuildError for an operator or a precision that it does not know.
+    int4 and w8a16 leave float what TensorRT would write out as floats in each run: Conv, weights with a side of odd length, and for int4
+    those whose summed axis is not two blocks or more, in whole blocks. Raises BuildError for an operator or a precision that it does not know.
     """
     _check_precision(precision)
     placements = place(model, operators, keep, outputs=())
-    if precision != "int4":
+    if PRECISIONS[precision][1] is not None:
         return placements
     shapes = {t.name: tuple(t.dims) for t in model.graph.initializer}
-    fitting = []
+    products = [p for p in placements if model.graph.node[p.node].op_type != "Conv" and not any(size % 2 for size in shapes[p.weight])]
+    return tuple(p for p in products if precision != "int4" or _fits(shapes[p.weight], p.axis, BLOCK))
+
+
+def _fits(shape: Sequence[int], axis: int, block: int) -> bool:
+    """Whether the summed axis of a [K, N] or [N, K] weight is two blocks or more, whole ones. axis: its output channels."""
+    return shape[1 - axis] % block == 0 and shape[1 - axis] > block
+
+
+def roundings(model: onnx.ModelProto, placements: Sequence[Placement], precision: str = "int8") -> dict[str, tuple[int, int, int]]:
+    """The rounding that `quantize` takes in its `codes`: weight -> (axis, bits, block), to be given to `edgegen.quantize.rounding`.
+
+    None for fp8, and for a weight whose output channels lie along both axes, by different nodes. Raises BuildError: an unknown precision.
+    """
+    _check_precision(precision)
+    block = BLOCK if precision == "int4" else 0
+    shapes = {t.name: tuple(t.dims) for t in model.graph.initializer}
+    wanted: dict[str, set[tuple[int, int, int]]] = {}
     for p in placements:
-        shape = shapes[p.weight]
-        if model.graph.node[p.node].op_type != "Conv" and shape[1 - p.axis] % BLOCK == 0 and shape[1 - p.axis] > BLOCK:
-            fitting.append(replace(p, output=False))
-    return tuple(fitting)
+        kind = _weight_type(model.graph.node[p.node].op_type, shapes[p.weight], precision)
+        if kind in _BITS:
+            wanted.setdefault(p.weight, set()).add((p.axis, _BITS[kind], block))
+    return {name: next(iter(forms)) for name, forms in wanted.items() if len(forms) == 1}
+
+
+def _check_codes(name: str, codes: Codes, shape: tuple[int, ...], axis: int, kind: str, block: bool) -> None:
+    """Raise BuildError unless codes are those of a weight. block: whether they are to have a scale for each block, or for each channel."""
+    what = f"the codes of weight {name!r}"
+    if kind not in _BITS:
+        raise BuildError(f"{what}: it becomes {kind}, which has no integer codes; leave it out of `codes`", Status.BAD_DTYPE)
+    if codes.codes.shape != shape:
+        raise BuildError(f"{what} have the shape {list(codes.codes.shape)}, expected that of the weight, {list(shape)}", Status.BAD_SHAPE)
+    if codes.axis != axis:
+        raise BuildError(f"{what} have their output channels along axis {codes.axis}, expected axis {axis}, as its node reads it", Status.BAD_SHAPE)
+    if codes.bits != _BITS[kind]:
+        raise BuildError(f"{what} have {codes.bits} bits, expected {_BITS[kind]}; round it again with those", Status.BAD_DTYPE)
+    if block and not (codes.block in BLOCKS and _fits(shape, axis, codes.block)):
+        sizes = ", ".join(map(str, BLOCKS))
+        message = f"{what} have blocks of {codes.block} along a summed axis of {shape[1 - axis]}; expected {sizes}, and two of them or more, whole"
+        raise BuildError(message, Status.BAD_SHAPE)
+    if codes.block and not block:
+        raise BuildError(f"{what} have blocks of {codes.block}, expected one scale per channel (block 0)", Status.BAD_SHAPE)
+    scales = (shape[axis], shape[1 - axis] // codes.block) if block else (shape[axis],)
+    if codes.scale.shape != scales:
+        raise BuildError(f"{what} have scales of shape {list(codes.scale.shape)}, expected {list(scales)}", Status.BAD_SHAPE)
+    if not (np.isfinite(codes.scale).all() and (codes.scale > 0).all()):
+        raise BuildError(f"{what} have a scale that is not finite and above 0", Status.OUT_OF_RANGE)
+    largest = 2 ** (codes.bits - 1) - 1
+    if np.abs(codes.codes.astype(np.int16)).max(initial=0) > largest:
+        raise BuildError(f"{what} go beyond -{largest} .. {largest}", Status.OUT_OF_RANGE)
 
 
 class _Quantizer:
     """Rewrites nodes one by one; keeps the constants that it added, and what it made of each tensor."""
 
-    def __init__(self, model: onnx.ModelProto, ranges: Ranges | None, precision: str) -> None:
+    def __init__(self, model: onnx.ModelProto, ranges: Ranges | None, precision: str, codes: Mapping[str, Codes]) -> None:
         from onnx import numpy_helper
 
-        self.ranges, self.precision = ranges, precision
+        self.ranges, self.precision, self.codes = ranges, precision, codes
+        self.activations = PRECISIONS[precision][1]
         self.arrays = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == _FLOAT}
         self.taken = {v.name for v in model.graph.input} | {name for node in model.graph.node for name in (*node.input, *node.output)}
         self.nodes: list[Any] = []
@@ -86,41 +146,46 @@ class _Quantizer:
     def scale(self, wanted: str, value: np.ndarray[Any, Any]) -> str:
         return self.constant(wanted, _FLOAT, value.shape, np.ascontiguousarray(value, "<f4").tobytes())
 
-    def zero(self, wanted: str, shape: Sequence[int]) -> str:
+    def zero(self, wanted: str, kind: str, shape: Sequence[int]) -> str:
         """Zero points, written out: without one, ONNX reads a Q as one to uint8."""
-        return self.constant(wanted, _TYPE[self.precision], shape, bytes(int(np.prod(shape))))
+        size = (math.prod(shape) + 1) // 2 if kind == "int4" else math.prod(shape)
+        return self.constant(wanted, _TYPE[kind], shape, bytes(size))
 
-    def activation(self, tensor: str) -> str:
+    def activation(self, tensor: str, kind: str) -> str:
         """The tensor after a Q and a DQ, one pair for all of its readers."""
         from onnx import helper
 
         if tensor not in self.dequantized:
             if self.ranges is None:
                 raise CalibrationError(f"{self.precision} needs the range of tensor {tensor!r}, and no ranges were given")
-            scale = np.asarray(per_tensor(*self.ranges.at(tensor), self.precision))
-            parameters = [self.scale(f"{tensor}_scale", scale), self.zero(f"{tensor}_zero_point", ())]
+            scale = np.asarray(per_tensor(*self.ranges.at(tensor), kind))
+            parameters = [self.scale(f"{tensor}_scale", scale), self.zero(f"{tensor}_zero_point", kind, ())]
             codes, values = self.name(f"{tensor}_q"), self.name(f"{tensor}_dq")
             self.nodes.append(helper.make_node("QuantizeLinear", [tensor, *parameters], [codes], f"{tensor}_Q"))
             self.nodes.append(helper.make_node("DequantizeLinear", [codes, *parameters], [values], f"{tensor}_DQ"))
             self.dequantized[tensor] = values
         return self.dequantized[tensor]
 
-    def weight(self, name: str, axis: int) -> str:
-        """A DequantizeLinear over the weight's codes; axis: its output channels."""
+    def weight(self, name: str, axis: int, operator: str) -> str:
+        """A DequantizeLinear over the weight's codes, the given or the nearest ones. axis: its output channels; operator: what reads it."""
         from onnx import helper
 
         key = name, axis
         if key not in self.dequantized:
-            array = self.arrays[name]
-            if self.precision == "int4":
-                codes, scale = per_block(array, 1 - axis, BLOCK)
-                attributes, data = {"axis": 1 - axis, "block_size": BLOCK}, pack_int4(codes)
-                zero: list[str] = []
+            array, block = self.arrays[name], self.precision == "int4"
+            kind = _weight_type(operator, array.shape, self.precision)
+            if name in self.codes:
+                _check_codes(name, self.codes[name], array.shape, axis, kind, block)
+            if kind == "fp8":
+                stored, scale = fp8_weight(array, axis)
+                attributes, data = {"axis": axis}, stored.tobytes()
             else:
-                codes, scale = per_channel(array, axis, self.precision)
-                attributes, data = {"axis": axis}, codes.tobytes()
-                zero = [self.zero(f"{name}_zero_point", scale.shape)]
-            inputs = [self.constant(f"{name}_q", _TYPE[self.precision], array.shape, data), self.scale(f"{name}_scale", scale), *zero]
+                rounded = self.codes[name] if name in self.codes else nearest(array, axis, _BITS[kind], BLOCK if block else 0)
+                data = pack_int4(rounded.codes) if kind == "int4" else np.ascontiguousarray(rounded.codes).tobytes()
+                scale = rounded.scale.T if block and axis == 1 else rounded.scale
+                attributes = {"axis": 1 - axis, "block_size": rounded.block} if block else {"axis": axis}
+            zero = [] if block else [self.zero(f"{name}_zero_point", kind, scale.shape)]
+            inputs = [self.constant(f"{name}_q", _TYPE[kind], array.shape, data), self.scale(f"{name}_scale", scale), *zero]
             values = self.name(f"{name}_dq")
             node = helper.make_node("DequantizeLinear", inputs, [values], f"{name}_DQ")
             node.attribute.extend(helper.make_attribute(*attribute) for attribute in attributes.items())
@@ -130,9 +195,9 @@ class _Quantizer:
 
     def node(self, node: Any, placement: Placement | None) -> None:
         if placement is not None:
-            if self.precision != "int4":
-                node.input[0] = self.activation(node.input[0])
-            node.input[1] = self.weight(placement.weight, placement.axis)
+            if self.activations is not None:
+                node.input[0] = self.activation(node.input[0], self.activations)
+            node.input[1] = self.weight(placement.weight, placement.axis, node.op_type)
         self.nodes.append(node)
 
 
@@ -153,20 +218,25 @@ def _with_opset(model: onnx.ModelProto, least: int) -> onnx.ModelProto:
     return result
 
 
-def quantize(model: onnx.ModelProto, placements: Sequence[Placement], ranges: Ranges | None, precision: str = "int8") -> onnx.ModelProto:
+def quantize(
+    model: onnx.ModelProto, placements: Sequence[Placement], ranges: Ranges | None, precision: str = "int8", *,
+    codes: Mapping[str, Codes] | None = None,
+) -> onnx.ModelProto:  # fmt: skip
     """A copy of `model` with the planned nodes quantized. Same inputs, same bytes.
 
-    ranges: of the tensors that `watched` names; int4 needs none. fp8 takes opset 19 and int4 opset 21, to which older models are converted.
-    Raises CalibrationError for a range that is missing or not finite, BuildError for a precision or an opset that cannot be had.
+    ranges: of the tensors that `watched` names; int4 and w8a16 need none. codes: weights that are rounded already (`roundings` says how), by
+    name, those of other weights among them; the rest is rounded to nearest. fp8 takes opset 19 and int4 weights opset 21, to which older
+    models are converted. Raises CalibrationError for a range that is missing or not finite, BuildError for a precision or an opset that
+    cannot be had, or codes that do not fit their weight.
     """
     import onnx
 
     _check_precision(precision)
-    result = _with_opset(model, _OPSET[precision])
+    result = _with_opset(model, max(_OPSET[kind] for kind in PRECISIONS[precision] if kind))
     if len(result.graph.node) != len(model.graph.node):  # the converter added some: the placements' indices are the model's
         places = {node.output[0]: i for i, node in enumerate(result.graph.node)}
         placements = [replace(p, node=places[model.graph.node[p.node].output[0]]) for p in placements]
-    quantizer = _Quantizer(result, ranges, precision)
+    quantizer = _Quantizer(result, ranges, precision, codes or {})
     by_node = {p.node: p for p in placements}
     for i, node in enumerate(result.graph.node):
         quantizer.node(onnx.NodeProto.FromString(node.SerializeToString()), by_node.get(i))

@@ -25,17 +25,17 @@ OPERATORS = ("Conv", "Gemm", "MatMul")
 
 def in_precision(name):
     model = float_network()
-    if name in ("int8", "fp8", "int4"):
+    if name in ("int8", "fp8", "int4", "w4a8", "w8a16"):
         return quantize(model, plan(model, OPERATORS, [], name), RANGES, name)
-    if name == "int8+float16":
-        return lower_precision(in_precision("int8"))
-    if name == "int4+float16":
-        return lower_precision(in_precision("int4"))
+    if name.endswith("+float16"):
+        return lower_precision(in_precision(name.removesuffix("+float16")))
     return lower_precision(model, name) if name != "float32" else model
 
 
-PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int8+float16", "fp8", "int4", "int4+float16")
-ABSENT = {("SM75", p) for p in ("float32", "bfloat16", "int8", "int8+float16", "fp8", "int4", "int4+float16")} | {("SM86", "fp8")}
+PRECISIONS = (
+    "float32", "float16", "bfloat16", "int8", "int8+float16", "fp8", "int4", "int4+float16", "w4a8", "w4a8+float16", "w8a16", "w8a16+float16",
+)  # fmt: skip
+ABSENT = {("SM75", p) for p in PRECISIONS if p not in ("float16", "w8a16+float16")} | {("SM86", "fp8")}
 CASES = [(sm, p) for sm in ("SM75", "SM86", "SM89") for p in PRECISIONS]
 
 
@@ -53,9 +53,10 @@ def test_each_precision_builds_where_the_check_says(sm, precision, engines):
         return
     engine = engines[sm, precision]
     assert not isinstance(engine, BuildError), str(engine)
-    computed = {"float32": "Float", "float16": "Half", "bfloat16": "BFloat16", "fp8": "FP8", "int4": "Float", "int4+float16": "Half"}.get(
-        precision, "Int8"
-    )
+    computed = {
+        "float32": "Float", "float16": "Half", "bfloat16": "BFloat16", "fp8": "FP8", "int4": "Float", "int4+float16": "Half", "w8a16": "Float",
+        "w8a16+float16": "Half",
+    }.get(precision, "Int8")  # fmt: skip
     assert engine.report.precisions() == {computed: 2}
     assert engine.report.written_out() == ()
     assert engine.report.size == len(engine.data) > 0
@@ -84,6 +85,10 @@ def test_int8_weights_are_a_quarter_and_int4_gemm_weights_an_eighth(engines):
         return layer.weight.elements * bits[layer.weight.dtype] // 8
 
     assert bytes_of("int8", "Conv") * 4 == bytes_of("float32", "Conv") == 32 * 16 * 9 * 4
+    assert bytes_of("w8a16", "MatMul") * 4 == bytes_of("float32", "MatMul")
+    assert engines["SM86", "w8a16+float16"].report.dequantized_inside() != ()
+    stored = [c for layer in engines["SM86", "w4a8"].report.layers for c in layer.constants if c.dtype == "Int4"]
+    assert [c.elements for c in stored] == [24 * 2048]  # the Gemm's; the convolution's are int8
     assert bytes_of("int4", "MatMul") * 8 == bytes_of("float32", "MatMul") == 24 * 2048 * 4
     assert engines["SM86", "int4"].report.dequantized_inside() != ()  # that is what weight-only is
 

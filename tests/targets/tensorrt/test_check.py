@@ -170,6 +170,7 @@ REFUSED = {
     "MatMulInteger": (network([node("MatMulInteger", ["x", "w"], "y", "n")], {"x": (3, [4, 64])}, {"y": (6, [4, 32])},
                               [constant("w", np.ones((64, 32)), np.int8)]), SM86, "does not have MatMulInteger"),
     "int4 convolution of int8": (conv(pair(), conv_weight(dtype=INT4)), SM86, "'conv' multiplies int8 by int4"),
+    "int4, an odd number": (matmul(pair(), matmul_weight(13, 7, dtype=INT4), k=13, n=7), SM86, "'w_DQ' has int4 codes of shape .13, 7., an odd number"),
     "fp8 convolution of int8": (conv(pair(E4M3), conv_weight()), SM89, "'conv' multiplies fp8 .e4m3fn. by int8"),
     "int8 product of fp8": (matmul(pair(E4M3), matmul_weight()), SM89, "'mm' multiplies fp8"),
     "int4 product of fp8": (matmul(pair(E4M3), matmul_weight(dtype=INT4)), SM89, "'mm' multiplies fp8"),
@@ -234,6 +235,8 @@ FAST = {
     "int8 product of activations": (products_of_activations(), SM86, "Int8"),
     "int8 weight stored transposed": (stored_transposed(), SM86, "Int8"),
     "int8 by int4 per channel": (matmul(pair(), matmul_weight(dtype=INT4)), SM86, "Int8"),
+    "int8 by int4 per channel, odd sides": (matmul(pair(), matmul_weight(13, 10, dtype=INT4), k=13, n=10), SM86, "Int8"),
+    "int8 by int4 per channel, odd columns": (matmul(pair(), matmul_weight(64, 7, dtype=INT4), n=7), SM86, "Int8"),
     "int8 by int8 of one block": (one_block(np.int8), SM86, "Int8"),
     "concat of one scale": (concat(0.02, 0.02), SM86, "Int8"),
     "com.microsoft Q and DQ": (conv(pair(domain=MICROSOFT), conv_weight(), domains=((MICROSOFT, 1),)), SM86, "Int8"),
@@ -255,6 +258,9 @@ SLOW = {
     "Conv on SM75": (conv(pair(), conv_weight()), SM75, "SM75 has no int8 convolution"),
     "Conv on SM75 and SM86": (conv(pair(), conv_weight()), ["SM75", "SM86"], "SM75 has no int8 convolution"),
     "MatMul weight only int4, per channel": (matmul(None, matmul_weight(dtype=INT4)), SM86, "written out as floats"),
+    "MatMul weight only int8, odd columns": (matmul(None, matmul_weight(64, 7), n=7), SM86, "has a side of odd length"),
+    "MatMul weight only int8, odd rows": (matmul(None, matmul_weight(13, 8), k=13, n=8), SM86, "has a side of odd length"),
+    "MatMul weight only int4, odd columns": (matmul(None, matmul_weight(64, 7, axis=0, dtype=INT4, block=32), n=7), SM86, "has a side of odd length"),
     "MatMul weight only int8, blocks": (matmul(None, matmul_weight(axis=0, block=32)), SM86, "written out as floats"),
 }  # fmt: skip
 TAKEN = {
@@ -264,6 +270,8 @@ TAKEN = {
     "bfloat16 MatMul": (matmul(kind=TensorProto.BFLOAT16), SM86),
     "int4 blocks": (matmul(None, matmul_weight(axis=0, dtype=INT4, block=32)), SM86),
     "fp4 blocks": (fp4(), SM120),
+    "int8 per channel, weight only": (matmul(None, matmul_weight()), SM86),
+    "int8 per channel, weight only, not a multiple of 4": (matmul(None, matmul_weight(14, 10), k=14, n=10), SM86),
     "com.microsoft Gelu": (single("Gelu", domain=MICROSOFT), SM86),
     "If": (branches([node("Relu", ["x"], "t", "relu")]), SM86),
     "Loop": (loop([node("Relu", ["v"], "v2", "relu")]), SM86),
@@ -353,8 +361,10 @@ def test_what_the_check_passes_builds(name, built):
 def test_weights_that_are_written_out_in_every_run_are_seen(built):
     assert built["slow/Conv weight only int8"].report.written_out() == ("__myl_CastMulCast_myl0_0",)
     assert built["slow/Conv on SM75"].report.written_out() != ()
-    assert built["taken/int4 blocks"].report.written_out() == ()
-    assert len(built["taken/int4 blocks"].report.dequantized_inside()) == 1
+    assert all(built[f"slow/{name}"].report.written_out() != () for name in SLOW if "odd" in name)
+    for name in ("int4 blocks", "int8 per channel, weight only", "int8 per channel, weight only, not a multiple of 4"):
+        assert built[f"taken/{name}"].report.written_out() == ()
+        assert len(built[f"taken/{name}"].report.dequantized_inside()) == 1
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -13,9 +14,11 @@ from onnx import numpy_helper
 
 from edgegen.errors import BuildError, CalibrationError
 from edgegen.quantize import Ranges
+from edgegen.quantize.rounding import Codes
 from edgegen.targets.tensorrt import check_for_tensorrt, slow_spots
-from edgegen.targets.tensorrt.qdq import plan, quantize, watched
-from edgegen.targets.tensorrt.scales import encode_fp8, pack_int4, per_block, per_channel, per_tensor
+from edgegen.targets.tensorrt.networks import network_for
+from edgegen.targets.tensorrt.qdq import PRECISIONS, plan, quantize, roundings, watched
+from edgegen.targets.tensorrt.scales import encode_fp8, fp8_weight, pack_int4, per_tensor
 from tests.targets.tensorrt.networks import FLOAT, constant, conv, float_network, matmul, network, node
 
 OPERATORS = ("Conv", "Gemm", "MatMul")
@@ -80,12 +83,7 @@ def test_an_fp8_product_is_its_closed_form():
 
 @pytest.mark.parametrize("trans_b", [0, 1])
 def test_an_int4_gemm_is_its_closed_form(trans_b):
-    w, x = draw((128, 24)), draw((4, 128))
-    stored = w.T.copy() if trans_b else w
-    model = network(
-        [node("Gemm", ["x", "w", "b"], "y", "gemm", transB=trans_b)], {"x": (FLOAT, [4, 128])}, {"y": (FLOAT, [4, 24])},
-        [constant("w", stored), constant("b", np.arange(24), np.float32)],
-    )  # fmt: skip
+    w, x, model = draw((128, 24)), draw((4, 128)), gemm(trans_b)
     blocks = w.reshape(4, 32, 24)
     expected = x.astype(np.float64) @ fake(blocks, (np.abs(blocks).max(1, keepdims=True) / 7).astype(np.float32), 7).reshape(128, 24) + np.arange(24)
     result = quantize(model, plan(model, OPERATORS, [], "int4"), None, "int4")
@@ -118,23 +116,34 @@ def test_scales_are_symmetric_and_never_zero():
     assert np.isfinite(per_tensor(-3e38, 3e38, "int8"))
     weight = draw((6, 3, 3, 3))
     weight[2] = 0
-    codes, scale = per_channel(weight, 0, "int8")
+    codes, scale = fp8_weight(weight, 0)
     assert (scale > 0).all()
     assert codes[2].any() == 0
-    assert np.abs(codes).max() == 127
-    codes, scale = per_block(draw((64, 4)), 0, 32)
-    assert scale.shape == (2, 4)
-    assert np.abs(codes).max() == 7
+    assert codes.max() == 0xFE  # -448
     for low, high in ((np.nan, 1.0), (0.0, np.inf), (2.0, 1.0)):
         with pytest.raises(CalibrationError):
             per_tensor(low, high, "int8")
     with pytest.raises(CalibrationError):
-        per_channel(np.full((2, 2), np.nan, np.float32), 0, "int8")
-    with pytest.raises(BuildError, match="blocks of 32"):
-        per_block(draw((33, 4)), 0, 32)
+        fp8_weight(np.full((2, 2), np.nan, np.float32), 0)
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp8", "int4"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_no_scale_is_dead_and_no_zero_point_is_but_zero(precision):
+    """Channels of zeros, of the smallest subnormal and of the largest float, and an activation that is always 0."""
+    model = matmul(k=128)
+    w = arrays(model)["w_dq"].copy()
+    w[:, 0], w[:, 1], w[:, 2] = 0, np.float32(1e-45), np.finfo(np.float32).max
+    model.graph.initializer[0].CopyFrom(constant("w_dq", w))
+    result = quantized(model, precision, Ranges({"x": ((0.5, 0.0, 0.0),)}))
+    check_for_tensorrt(result, "net.onnx", ["SM89"])
+    for name, values in arrays(result).items():
+        if "scale" in name:
+            assert np.isfinite(values).all() and (values > 0).all()
+        elif "zero_point" in name:
+            assert (values.astype(np.float32) == 0).all()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_models_are_sound_deterministic_and_pass_the_check(precision):
     model, ranges = float_network(), Ranges({"x": ((0.5, -3.0, 2.0),), "f": ((0.5, 0.0, 30.0),)})
     before = model.SerializeToString(deterministic=True)
@@ -145,7 +154,7 @@ def test_models_are_sound_deterministic_and_pass_the_check(precision):
     check_for_tensorrt(result, "net.onnx", ["SM89"])
     assert slow_spots(result, ["SM89"]) == []
     x = draw((2, 16, 8, 8), scale=0.7)
-    assert rms(run(result, x=x), run(model, x=x)) < {"int8": 0.02, "fp8": 0.06, "int4": 0.12}[precision]
+    assert rms(run(result, x=x), run(model, x=x)) < {"int8": 0.02, "fp8": 0.06, "int4": 0.12, "w4a8": 0.2, "w8a16": 0.01}[precision]
 
 
 def test_nothing_is_on_outputs_and_biases_stay_float():
@@ -206,6 +215,113 @@ def test_int4_takes_only_what_stays_packed():
     assert plan(matmul(k=32), OPERATORS, [], "int4") == ()  # one block
     assert plan(matmul(k=48), OPERATORS, [], "int4") == ()  # one and a half
     assert plan(float_network(), OPERATORS, ["gemm"], "int4") == ()
+
+
+def gemm(trans_b, k=128, n=24):
+    w = draw((k, n))
+    return network(
+        [node("Gemm", ["x", "w", "b"], "y", "gemm", transB=trans_b)], {"x": (FLOAT, [4, k])}, {"y": (FLOAT, [4, n])},
+        [constant("w", w.T.copy() if trans_b else w), constant("b", np.arange(n), np.float32)],
+    )  # fmt: skip
+
+
+def drawn_codes(shape, axis, bits, block=0, seed=7):
+    """Codes that no rounding of the weight would give, so that a result shows whose they are."""
+    r, top = np.random.default_rng(seed), 2 ** (bits - 1) - 1
+    scales = (shape[axis], shape[1 - axis] // block) if block else (shape[axis],)
+    return Codes(r.integers(-top, top + 1, shape).astype(np.int8), (0.01 + r.random(scales)).astype(np.float32), bits, axis, block)
+
+
+@pytest.mark.parametrize(("precision", "block"), [("int8", 0), ("int4", 16), ("int4", 32), ("int4", 64), ("w4a8", 0), ("w8a16", 0)])
+@pytest.mark.parametrize("trans_b", [0, 1])
+def test_given_codes_are_what_is_multiplied(precision, block, trans_b):
+    model, x = gemm(trans_b), draw((4, 128))
+    placements = plan(model, OPERATORS, [], precision)
+    axis, bits, usual = roundings(model, placements, precision)["w"]
+    assert (axis, bits, usual) == (0 if trans_b else 1, 4 if "4" in precision else 8, 32 if block else 0)
+    codes = drawn_codes((24, 128) if trans_b else (128, 24), axis, bits, block)
+    rows = codes.codes.astype(np.float64) if trans_b else codes.codes.T.astype(np.float64)
+    weight = rows * np.repeat(codes.scale.reshape(24, -1), block or 128, axis=1)
+    inputs = fake(x, np.float32(3.0 / 127), 127) if precision in ("int8", "w4a8") else x.astype(np.float64)
+    result = quantize(model, placements, Ranges({"x": ((0.5, -3.0, 2.0),)}), precision, codes={"w": codes, "elsewhere": codes})
+    np.testing.assert_allclose(run(result, x=x), inputs @ weight.T + np.arange(24), rtol=1e-5, atol=1e-3)
+    check_for_tensorrt(result, "net.onnx", ["SM86"])
+    assert slow_spots(result, ["SM86"]) == []
+
+
+def test_given_codes_of_a_convolution_reach_the_engines_network():
+    model = conv()
+    codes = drawn_codes((32, 16, 3, 3), 0, 8)
+    for precision in ("int8", "w4a8"):
+        assert roundings(model, plan(model, OPERATORS, [], precision), precision) == {"w_dq": (0, 8, 0)}
+        result = arrays(network_for(model, precision, Ranges({"x": ((0.5, -3.0, 2.0),)}), codes={"w_dq": codes}))
+        (stored,) = [v for v in result.values() if v.shape == (32, 16, 3, 3)]
+        assert (stored == codes.codes).all()
+        assert any(np.array_equal(v, codes.scale) for v in result.values())
+
+
+GIVEN = drawn_codes((128, 24), 1, 8)
+
+
+@pytest.mark.parametrize(
+    ("codes", "precision", "words"),
+    [
+        (GIVEN, "fp8", "becomes fp8, which has no integer codes"),
+        (replace(GIVEN, codes=GIVEN.codes[:64]), "int8", "have the shape .64, 24., expected that of the weight, .128, 24."),
+        (replace(GIVEN, axis=0), "int8", "output channels along axis 0, expected axis 1"),
+        (replace(GIVEN, bits=4), "int8", "have 4 bits, expected 8"),
+        (GIVEN, "w4a8", "have 8 bits, expected 4"),
+        (drawn_codes((128, 24), 1, 4), "int4", "have blocks of 0 along a summed axis of 128; expected 16, 32, 64, 128, and two"),
+        (drawn_codes((128, 24), 1, 4, 128), "int4", "have blocks of 128 along"),
+        (drawn_codes((128, 24), 1, 4, 8), "int4", "have blocks of 8 along"),
+        (drawn_codes((128, 24), 1, 8, 32), "w8a16", "have blocks of 32, expected one scale per channel"),
+        (drawn_codes((128, 24), 1, 4, 32), "w4a8", "have blocks of 32, expected one scale per channel"),
+        (replace(GIVEN, scale=GIVEN.scale[:3]), "int8", "scales of shape .3., expected .24."),
+        (replace(GIVEN, scale=GIVEN.scale * 0), "int8", "a scale that is not finite and above 0"),
+        (replace(GIVEN, scale=-GIVEN.scale), "int8", "a scale that is not finite and above 0"),
+        (replace(GIVEN, scale=GIVEN.scale * np.inf), "int8", "a scale that is not finite and above 0"),
+        (replace(GIVEN, codes=np.full((128, 24), -128, np.int8)), "int8", "go beyond -127 .. 127"),
+        (replace(drawn_codes((128, 24), 1, 4), codes=np.full((128, 24), 8, np.int8)), "w4a8", "go beyond -7 .. 7"),
+    ],
+)  # fmt: skip
+def test_codes_that_do_not_fit_their_weight_are_refused_by_its_name(codes, precision, words):
+    model = gemm(0)
+    with pytest.raises(BuildError, match=f"^the codes of weight 'w'.* {words}"):
+        quantize(model, plan(model, OPERATORS, [], precision), Ranges({"x": ((0.5, -3.0, 2.0),)}), precision, codes={"w": codes})
+
+
+def test_a_weight_read_along_both_axes_has_no_one_rounding():
+    model = network(
+        [node("MatMul", ["x", "w"], "a", "mm"), node("Gemm", ["a", "w"], "y", "gemm", transB=1)],
+        {"x": (FLOAT, [4, 64])}, {"y": (FLOAT, [4, 64])}, [constant("w", draw((64, 64)))],
+    )  # fmt: skip
+    placements, ranges = plan(model, OPERATORS, []), Ranges({"x": ((0.5, -3.0, 2.0),), "a": ((0.5, -9.0, 9.0),)})
+    assert roundings(model, placements) == {}
+    kinds = [n.op_type for n in quantize(model, placements, ranges).graph.node]
+    assert kinds.count("DequantizeLinear") == 4
+    with pytest.raises(BuildError, match="the codes of weight 'w' have their output channels along axis 1, expected axis 0"):
+        quantize(model, placements, ranges, codes={"w": drawn_codes((64, 64), 1, 8)})
+
+
+def test_weights_alone_are_quantized_where_that_stays_packed():
+    model = float_network()
+    assert [p.weight for p in plan(model, OPERATORS, [], "w8a16")] == ["gw"]  # not the convolution's
+    assert [p.weight for p in plan(model, OPERATORS, [], "w4a8")] == ["w", "gw"]
+    for k, n in ((64, 7), (65, 8)):  # odd sides
+        assert plan(matmul(k=k, n=n), OPERATORS, [], "w8a16") == plan(matmul(k=k, n=n), OPERATORS, [], "int4") == ()
+    result = quantize(model, plan(model, OPERATORS, [], "w8a16"), None, "w8a16")
+    assert [n.op_type for n in result.graph.node] == ["Conv", "Relu", "Flatten", "DequantizeLinear", "Gemm"]
+    with pytest.raises(BuildError, match="nothing to quantize to w8a16: the network has no Conv that takes it"):
+        network_for(model, "w8a16", operators=["Conv"])
+
+
+def test_int4_weights_of_an_odd_number_are_int8():
+    model = matmul(k=65, n=7)
+    placements = plan(model, OPERATORS, [], "w4a8")
+    assert roundings(model, placements, "w4a8") == {"w_dq": (1, 8, 0)}
+    result = quantize(model, placements, Ranges({"x": ((0.5, -3.0, 2.0),)}), "w4a8")
+    check_for_tensorrt(result, "net.onnx", ["SM86"])
+    assert not any(t.data_type == onnx.TensorProto.INT4 for t in result.graph.initializer)
 
 
 def test_what_cannot_be_is_refused():
