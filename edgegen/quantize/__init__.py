@@ -1,5 +1,6 @@
 """Integer scales from ranges and weights. Knows no target: where quantization goes is the target's business."""
 
+from edgegen.quantize.correction import Factors, corrected, fit_affine, fit_ptqd, ptqd_factors, reduced_noise
 from edgegen.quantize.hessian import HessianSum, rows_of
 from edgegen.quantize.ranges import Ranges, choose_ranges
 from edgegen.quantize.record import Record, Recorder, TensorRecord
@@ -8,6 +9,7 @@ from edgegen.quantize.scales import affine_uint8, bias_int32, per_channel_int8
 
 __all__ = [
     "Codes",
+    "Factors",
     "HessianSum",
     "Ranges",
     "Record",
@@ -17,9 +19,14 @@ __all__ = [
     "affine_uint8",
     "bias_int32",
     "choose_ranges",
+    "corrected",
+    "fit_affine",
+    "fit_ptqd",
     "gptq",
     "nearest",
     "per_channel_int8",
+    "ptqd_factors",
+    "reduced_noise",
     "rows_of",
     "weighted_error",
 ]
