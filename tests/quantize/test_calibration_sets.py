@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import zipfile
 from pathlib import Path
 
@@ -501,3 +502,37 @@ def test_a_network_without_a_time_has_its_real_inputs_at_time_0(tmp_path):
     signature = Signature((TensorSpec("x", "float32", ("batch", 2)),), SIGNATURE.outputs)
     (batch,) = calibration_inputs(tmp_path / "real.npz", "f", signature, "t", 8)
     assert (batch.time, len(batch.feeds["x"])) == (0.0, 3)
+
+
+# docs/calibration.md
+
+
+DOCUMENT = (CALIB.parent / "docs" / "calibration.md").read_text()
+
+
+def test_the_documents_own_set_gives_what_it_says(tiny, tmp_path):
+    _, own = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
+    (tmp_path / "late.py").write_text(own)
+    batches = given("late.py", tiny, tmp_path)
+    assert {b.time for b in batches} == {t for p in tiny.programs for t in network_times(p, "t")[-2:]}
+    assert {b.time for b in given("late.py", tiny, tmp_path, times=1)} == {network_times(p, "t")[-1] for p in tiny.programs}
+
+
+def test_the_documents_real_inputs_are_those_of_a_network(tiny, tmp_path, monkeypatch):
+    recorder, _ = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(recorder, "recorder.py", "exec"), {})
+    batches = list(calibration_inputs(tmp_path / "real_inputs.npz", "denoiser", tiny.components["denoiser"].signature, "t", 8))
+    assert [(b.time, len(b.feeds["x"])) for b in batches] == [(0.25, 2), (0.5, 2), (1.0, 2)]
+
+
+def test_the_document_names_every_set_and_option_with_its_default():
+    documented: dict[str, dict[str, str]] = {}
+    name = ""
+    for row in re.findall(r"^\| (`.*|\| .*)\|$", DOCUMENT.partition("## Options")[2].partition("\n## ")[0], re.MULTILINE):
+        cells = [cell.strip() for cell in f"| {row}".split("|")[1:]]
+        name = cells[0].strip("`") or name
+        documented.setdefault(name, {}).update(zip(re.findall(r"`(\w+)`", cells[1]), cells[2].split(", "), strict=True))
+    options = {path.stem: getattr(run_file(path, "calib"), "OPTIONS", {}) for path in CALIB.glob("*.py")}
+    assert documented == {name: {k: f"{v:g}" for k, v in o.items()} for name, o in options.items() if o}
+    assert all(f"| `{name}` |" in DOCUMENT.partition("## Options")[0] for name in options)
