@@ -443,21 +443,41 @@ def compare(
     layers: Annotated[bool, typer.Option("--all-layers/--outputs-only", help="Every tensor that both have, or only the outputs.")] = True,
     snr: Annotated[float, typer.Option("--snr", help="Name the first tensor below so many decibels.")] = 40.0,
     tolerance: Annotated[
-        float, typer.Option("--tolerance", min=0.0, help="Relative RMSE that outputs may have; beyond it the exit code is 3.")
-    ] = 1e-3,
+        float | None,
+        typer.Option(
+            "--tolerance",
+            min=0.0,
+            help="Relative RMSE that outputs may have, default 1e-3; with --samples the PSNR in dB that samples must have, default B's own gate.",
+        ),
+    ] = None,
     top: Annotated[int, typer.Option("--top", min=0, help="Rows of the table: the tensors of the lowest SNR; 0 for all.")] = 25,
     program: Annotated[str | None, typer.Option("--program", help="Whose evaluations: a program by name; default: the first.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of noise, conditions and drawn inputs.")] = 0,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Number of samples.")] = 1,
     inputs: Annotated[Path | None, typer.Option("--inputs", help="An .npz file with the inputs of one evaluation, in place of a program's.")] = None,
     engine: Annotated[str | None, typer.Option("--engine", help="Run B in this engine: onnxruntime, tensorrt-rtx or tensorrt.")] = None,
+    samples: Annotated[int, typer.Option("--samples", min=0, help="Compare so many final samples instead, and x after each step.")] = 0,
+    stepwise: Annotated[bool, typer.Option("--stepwise", help="With --samples: step by step even where a variant ships fused.")] = False,
+    sheet: Annotated[Path | None, typer.Option("--sheet", help="With --samples: a PNG to write, with A, B and |B - A| of the worst.")] = None,
+    features: Annotated[
+        Path | None, typer.Option("--features", help="With --samples: an ONNX network from samples to features, for the Frechet distance.")
+    ] = None,
+    quality: Annotated[str | None, typer.Option("--quality", help="With --samples: file.py:function(samples, conditions) -> number.")] = None,
     threads: ThreadsOption = 0,
     json_output: JsonOption = False,
 ) -> None:
-    """Run two networks on equal inputs and say, tensor by tensor, where B parts from A. Exit 3 if their outputs differ."""
+    """Run two networks on equal inputs and say, tensor by tensor, where B parts from A; or compare final samples. Exit 3 if they differ."""
+    if samples:
+        if inputs is not None or engine is not None or batch != 1:
+            raise RuntimeFault("--samples makes samples from seeds, one at a time: leave out --inputs, --engine and --batch", Status.BAD_ARGUMENT)
+        _compare_samples(a, b, samples, seed, program, tolerance, stepwise, sheet, features, quality, threads, json_output)
+        return
+    if stepwise or sheet is not None or features is not None or quality is not None:
+        raise RuntimeFault("--stepwise, --sheet, --features and --quality are of final samples: say how many with --samples", Status.BAD_ARGUMENT)
     from edgegen.comparing import compare as compare_networks
     from edgegen.comparing import open_side, read_inputs
 
+    tolerance = 1e-3 if tolerance is None else tolerance
     given = None if inputs is None else read_inputs(inputs)
     with _bars() as bar:
         found = compare_networks(
@@ -481,6 +501,76 @@ def compare(
         raise GateError(message)
     if not json_output:
         print(f"the outputs agree: relative RMSE {output.rmse:.1e}, {tolerance:g} is allowed")
+
+
+def _compare_samples(
+    a: str, b: str, samples: int, seed: int, program: str | None, tolerance: float | None, stepwise: bool, picture: Path | None,
+    features: Path | None, quality: str | None, threads: int, json_output: bool,
+) -> None:  # fmt: skip
+    """`edgegen compare --samples`: the table of steps, the final samples, and whether they are near enough."""
+    from edgegen.comparing import open_side
+    from edgegen.samples import compare_samples, feature_distance, gate_of, sheet
+    from edgegen.search import load_quality
+    from edgegen.workspace import check_writable, write_atomically
+
+    judge = None if quality is None else load_quality(quality, Path.cwd())
+    if picture is not None:
+        check_writable(picture)
+    first, second = open_side(a), open_side(b)
+    with _bars() as bar:
+        found = compare_samples(
+            first, second, samples=samples, seed=seed, program=program, stepwise=stepwise, threads=threads,
+            progress=lambda done, total: bar("compare", f"sample {done} of {total}", done, total),
+        )  # fmt: skip
+    extra: dict[str, Any] = {}
+    if features is not None:
+        extra["frechet"], extra["features"] = feature_distance(features, found.a, found.b)
+    if judge is not None:
+        extra["quality"] = {side: float(judge(rows, found.conditions)) for side, rows in (("a", found.a), ("b", found.b))}
+    if picture is not None:
+        assert first.bundle is not None
+        data, extra["amplified"] = sheet(found, first.bundle.manifest.sample)
+        write_atomically(picture, data)
+    source, least = "--tolerance", tolerance
+    if least is None and second.bundle is not None:
+        source, least = f"the gate of {second.label}", gate_of(second.bundle)
+    agree = least is None or found.final.psnr_db >= least
+    if json_output:
+        _print_json({"a": first.label, "b": second.label, "agree": agree, "tolerance_db": least, "tolerance_of": source} | found.to_json() | extra)
+    else:
+        _print_samples(found, first.label, second.label, extra, picture)
+    if not agree:
+        raise GateError(f"the samples differ: {found.final.psnr_db:.2f} dB, {least:g} dB is asked by {source}")
+    if not json_output:
+        asked = "nothing is asked: the bundle holds no recipe; see --tolerance" if least is None else f"{least:g} dB is asked by {source}"
+        print(f"the samples agree: {found.final.psnr_db:.2f} dB, {asked}")
+
+
+def _print_samples(found: Any, a: str, b: str, extra: dict[str, Any], picture: Path | None) -> None:
+    """What a comparison of samples found."""
+    print(f"{len(found.a)} samples of {found.program}, seeds {found.seed} to {found.seed + len(found.a) - 1}; A is {a}, B is {b}")
+    if found.steps:
+        table = Table("step", "network at", "x at", "x, PSNR dB", "x, error", "prediction, error", box=None, pad_edge=False)
+        for row in found.steps:
+            at = "" if row.evaluated is None else f"{row.evaluated:g}"
+            prediction = "" if row.prediction is None else f"{row.prediction:.2e}"
+            table.add_row(str(row.step), at, f"{row.time:g}", f"{row.psnr_db:.1f}", f"{row.error:.2e}", prediction)
+        Console().print(table)
+    elif any(found.fused):
+        which = " and ".join(side for side, fused in zip("AB", found.fused, strict=True) if fused)
+        print(f"{which} ran fused, as shipped: one network for all steps, so only final samples are compared (--stepwise for the steps)")
+    ones = {name: np.atleast_1d(rows[found.worst]) for name, rows in found.conditions.items()}
+    settings = "".join(f" --set {name}={','.join(f'{v:g}' for v in rows)}" for name, rows in ones.items() if rows.ndim == 1)
+    print(
+        f"final: {found.final.psnr_db:.2f} dB; relative error {found.error:.3e} in the mean, {found.errors.max():.3e} at most (--seed "
+        f"{found.seed + found.worst}{settings})"
+    )
+    if "frechet" in extra:
+        print(f"Frechet distance of A's and B's samples: {extra['frechet']:.4g}, in {extra['features']} features")
+    if "quality" in extra:
+        print(f"quality: {extra['quality']['a']:.6g} of A, {extra['quality']['b']:.6g} of B")
+    if picture is not None:
+        print(f"{picture}: the worst samples from the top; A, B, and |B - A| times {extra['amplified']:g}")
 
 
 def _print_comparison(found: Any, snr: float, top: int) -> None:
