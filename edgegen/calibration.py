@@ -59,7 +59,7 @@ class CalibrationContext:
 
     def opened(self, component: str, tensors: Sequence[str]) -> OrtComponent:
         """A copy of a float network that has inner tensors among its outputs, on one thread; to be closed by the caller."""
-        return OrtComponent(component, _with_outputs(self.model[component], tensors), self.components[component].signature, threads=1)
+        return OrtComponent(component, with_outputs(self.model[component], tensors), self.components[component].signature, threads=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +198,7 @@ def calibration_inputs(path: Path, component: str, signature: Signature, time: s
     return batches()
 
 
-def _with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> bytes:
+def with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> bytes:
     """`model` with inner tensors added to its outputs."""
     import onnx
 
@@ -222,7 +222,7 @@ def collect_record(
     recorder = Recorder()
     with contextlib.ExitStack() as stack:
         watchers = {
-            name: stack.enter_context(OrtComponent(name, _with_outputs(model, tensors[name]), signatures[name], threads=1))
+            name: stack.enter_context(OrtComponent(name, with_outputs(model, tensors[name]), signatures[name], threads=1))
             for name, model in models.items()
         }
         for batch in batches:

@@ -10,16 +10,17 @@ import numpy as np
 from edgegen.bundle import Bundle, FusedEntry, Variant
 from edgegen.errors import GateError, RuntimeFault, Status, nearest
 from edgegen.program import initial_state, normals
-from edgegen.program.fuse import fuse
+from edgegen.program.fuse import Timed, fuse
 from edgegen.quality import distance
 from edgegen.spec import default_conditions
 from edgegen.targets.onnxruntime import network_of, open_engine, parse_model, place_weights, places_of
+from edgegen.targets.onnxruntime.scales import TimedScales
 from edgegen.targets.onnxruntime.weights import Place
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["fused_onnx", "with_fused"]
+__all__ = ["fused_onnx", "timed_scales", "with_fused"]
 
 
 def fused_onnx(bundle: Bundle, program: str | None = None, *, variant: str | None = None, batch: int = 1, loop: bool = False) -> onnx.ModelProto:
@@ -35,12 +36,26 @@ def fused_onnx(bundle: Bundle, program: str | None = None, *, variant: str | Non
     if chosen not in variants:
         raise RuntimeFault(f"no variant {chosen!r} in this bundle: {nearest(chosen, variants)}", Status.NO_VARIANT)
     networks = {component: network_of(bundle, variants[chosen], component) for component in variants[chosen].components}
-    model = fuse(bundle.programs[name], networks, manifest.inputs(bundle.programs[name]), batch, loop=loop).model
+    scales = {} if loop else timed_scales(bundle, variants[chosen], name)
+    constants = {component: Timed(s.input, s.constants) for component, s in scales.items()}
+    model = fuse(bundle.programs[name], networks, manifest.inputs(bundle.programs[name]), batch, loop=loop, timed=constants).model
     for key, value in (("edgegen.model", manifest.name), ("edgegen.program", name), ("edgegen.variant", chosen)):
         model.metadata_props.add(key=key, value=value)
     scale = next((i.scale for i in bundle.programs[name].inputs if i.kind == "noise"), 1.0)
     model.metadata_props.add(key="edgegen.noise_scale", value=repr(scale))
     return model
+
+
+def timed_scales(bundle: Bundle, variant: Variant, program: str) -> dict[str, TimedScales]:
+    """Components of a variant whose activations have scales by network time, if they have those of the program -> them.
+
+    They are in the document `scales`, by the networks' members. A program of other times runs with the scales that the network has for all times.
+    """
+    if "scales" not in bundle.manifest.documents:
+        return {}
+    held = bundle.document("scales")
+    found = {component: TimedScales.from_json(held[member]) for component, member in variant.components.items() if member in held}
+    return {component: scales for component, scales in found.items() if scales.covers(bundle.programs[program], component)}
 
 
 def with_fused(bundle: Bundle, variant: Variant) -> tuple[Variant, dict[str, bytes]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from edgegen.calibration import CalibrationSet, calibration_set
@@ -44,6 +45,7 @@ class Plan:
     calibration: CalibrationSet
     calibration_file: Path
     schedulers: Mapping[str, Scheduler]
+    process: Process | None = None
     profile: TargetProfile | None = None
 
     @property
@@ -65,6 +67,8 @@ class Plan:
         if self.weights is not None:
             recipe["model"]["weights"] = self.weights.name
         recipe["calibration"]["set"] = self.calibration_file.name
+        if self.calibration_inputs is not None:
+            recipe["calibration"]["inputs"] = self.calibration_inputs.name
         if self.profile is not None:
             recipe["target"]["profile"] = self.profile.name
         if not recipe["process"]:
@@ -76,6 +80,18 @@ class Plan:
             if "scheduler" in sampling:
                 sampling["scheduler"] = Path(sampling["scheduler"]).name
         return recipe
+
+    @property
+    def calibration_inputs(self) -> Path | None:
+        """The recipe's file of real inputs."""
+        return None if self.recipe.calibration.inputs is None else self.folder / Path(self.recipe.calibration.inputs).expanduser()
+
+    def many_steps(self, steps: int) -> Program:
+        """The first program of the recipe at another number of steps; where its times are listed, on the solver's own grid instead."""
+        sampling = self.recipe.programs[0]
+        if isinstance(sampling.grid, tuple):
+            sampling = msgspec.structs.replace(sampling, grid=None)
+        return program_of(self.recipe, sampling, steps, self.process, self.schedulers)
 
     @property
     def times(self) -> tuple[float, ...]:
@@ -213,11 +229,13 @@ def make_plan(recipe: Recipe, folder: Path, *, trust_pickle: bool = False) -> Pl
     weights = None if model.weights is None else folder / Path(model.weights).expanduser()
     if weights is not None:
         check_weights_file(weights, trust_pickle=trust_pickle)
-    calibration, calibration_file = calibration_set(recipe.calibration.set, [folder, *data_folders("calib")])
+    calibration, calibration_file = calibration_set(recipe.calibration.set, [folder, *data_folders("calib")], recipe.calibration.options)
+    if recipe.calibration.inputs is not None and not (folder / Path(recipe.calibration.inputs).expanduser()).is_file():
+        raise RecipeError(f"calibration.inputs: no file {recipe.calibration.inputs} in {folder}; expected an .npz written by numpy.savez")
     check_tools(source_file(model.source, folder)[1])
     sample = SampleSpec(model.sample_shape, recipe.sample.kind, recipe.sample.low, recipe.sample.high)
     return Plan(
         recipe, folder, _signature(recipe), conditions, sample, programs, weights,
         trust_pickle and weights is not None and weights.suffix != ".safetensors",
-        _sources(recipe, folder, weights), calibration, calibration_file, schedulers, profile,
+        _sources(recipe, folder, weights), calibration, calibration_file, schedulers, process, profile,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from edgegen.errors import RuntimeFault, Status
 
-__all__ = ["Distance", "distance", "frechet", "relative_errors"]
+__all__ = ["Bounds", "Distance", "Verdict", "distance", "frechet", "relative_errors"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +61,54 @@ def frechet(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
     root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
     shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cb @ root), 0.0)).sum()
     return float(mean @ mean + np.trace(ca) + np.trace(cb) - 2.0 * shared)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What samples are, and how they stand to their bounds. excess: the largest ratio of a figure to its bound; up to 1 they pass.
+
+    relative_error: the mean of ||sample - reference|| / ||reference||. quality: of the samples, by the user's function; None without one.
+    """
+
+    psnr_db: float
+    relative_error: float
+    max_abs: float
+    quality: float | None
+    excess: float
+    why: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether all bounds hold."""
+        return self.excess <= 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a variant's samples must reach. span: high - low of the sample range. quality: (samples, conditions) -> number, higher is better.
+
+    psnr_db: at least; relative_error: at most; quality_loss: what quality may be below the reference's, at most.
+    """
+
+    span: float
+    psnr_db: float
+    relative_error: float | None = None
+    quality: Callable[[npt.NDArray[Any], Mapping[str, npt.NDArray[Any]]], float] | None = None
+    quality_loss: float = 0.0
+
+    def judge(self, reference: npt.NDArray[Any], samples: npt.NDArray[Any], conditions: Mapping[str, npt.NDArray[Any]]) -> Verdict:
+        """Compare samples of equal shape, made from equal noise and `conditions`."""
+        found, relative = distance(reference, samples, self.span), float(relative_errors(reference, samples).mean())
+        excess = [10.0 ** ((self.psnr_db - found.psnr_db) / 20.0)]
+        texts = [f"{found.psnr_db:.1f} dB, the gate asks {self.psnr_db:.1f} dB"]
+        if self.relative_error is not None:
+            excess.append(relative / self.relative_error)
+            texts.append(f"relative error {relative:.4f}, the gate allows {self.relative_error:.4f}")
+        own = None
+        if self.quality is not None:
+            own, best = float(self.quality(samples, conditions)), float(self.quality(reference, conditions))
+            lost = max(best - own, 0.0)
+            excess.append(lost / self.quality_loss if self.quality_loss > 0.0 else (0.0 if lost == 0.0 else math.inf))
+            texts.append(f"quality {own:.4g} of {best:.4g}, the gate allows a loss of {self.quality_loss:.4g}")
+        worst = max(excess) if all(not math.isnan(e) for e in excess) else math.inf
+        return Verdict(found.psnr_db, relative, found.max_abs, own, worst, "; ".join(texts))

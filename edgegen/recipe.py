@@ -13,6 +13,8 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from edgegen.errors import EdgegenError, RecipeError, nearest
+from edgegen.quantize.keeping import RULES
+from edgegen.quantize.scheme import SCHEMES
 
 __all__ = ["Recipe", "apply_settings", "load_recipe", "plain", "recipe_from_json", "recipe_to_json"]
 
@@ -99,29 +101,62 @@ class Sampling(_Section, frozen=True):
 
 
 class Calibration(_Section, frozen=True):
-    """How calibration inputs are drawn. set: a file of calib/ without .py, or a path to one of your own."""
+    """How calibration inputs are drawn. set: a file of calib/ without .py, or a path to one of your own, with its `options`.
+
+    inputs: an .npz of real network inputs (relative to the recipe) that are added to the set's.
+    """
 
     set: str = "deployed"
     samples: Positive = 32
     batch: Positive = 8
     seed: Annotated[int, Meta(ge=0)] = 1
+    options: dict[str, Any] = field(default_factory=dict)
+    inputs: str | None = None
 
 
 class Quantization(_Section, frozen=True):
-    """Which variants to try beside float32. operators: what becomes int8; keep: patterns of node names that stay float."""
+    """Which variants to try beside float32, and how they are made (docs/quantization.md).
+
+    operators: what becomes integer. keep: patterns of node or weight names that stay float, beside those of `rules`. weights: how they are
+    rounded; block: weights per scale where they have 4 bits. ranges, times: of activations; "auto" is minmax for each time and mse where one
+    range is for all; groups: of times, at most; drift: the least for which a tensor gets ranges by time. smooth: moves outliers of channels from
+    activations into weights. split: convolutions of concatenations get a scale per part. correct: the prediction, at each time. search: measure
+    every layer's effect on the final sample.
+    """
 
     precisions: tuple[str, ...] = ("int8",)
-    operators: tuple[str, ...] = ("Conv",)
+    operators: tuple[str, ...] = ("Conv", "Gemm", "MatMul")
     keep: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ("first", "last", "time", "concat")
+    weights: Literal["nearest", "gptq", "adaround"] = "gptq"
+    block: Annotated[int, Meta(ge=16, le=1024)] = 32
+    ranges: Literal["auto", "minmax", "percentile", "mse", "l2.4"] = "auto"
+    times: Literal["shared", "group", "step"] = "step"
+    groups: Annotated[int, Meta(ge=1, le=64)] = 3
+    drift: Annotated[float, Meta(ge=1.0)] = 1.0
+    smooth: Literal["none", "smoothquant", "balance"] = "none"
+    split: bool = False
+    correct: Literal["none", "affine", "ptqd"] = "none"
+    search: bool = False
 
 
 class Gate(_Section, frozen=True):
-    """What a quantized variant must reach to ship: fidelity of final samples at equal seeds, and speed on this machine."""
+    """What a quantized variant must reach to ship: fidelity of final samples at equal seeds, and speed on this machine.
+
+    psnr_db: at least; relative_error: at most, the mean of ||sample - float's|| / ||float's||. quality: "file.py:function" (samples, conditions) ->
+    number, higher is better, of which a variant may lose at most `quality_loss`. repair: so many layers may go back to float to pass. required:
+    a build fails if a variant does not pass; without, the variant is left out.
+    """
 
     psnr_db: float = 20.0
+    relative_error: Annotated[float, Meta(gt=0.0)] | None = None
+    quality: str | None = None
+    quality_loss: Annotated[float, Meta(ge=0.0)] = 0.0
     samples: Positive = 20
     seed: Annotated[int, Meta(ge=0)] = 2
     speedup: float = 1.0
+    repair: Annotated[int, Meta(ge=0)] = 8
+    required: bool = True
 
 
 class Target(_Section, frozen=True):
@@ -282,9 +317,13 @@ def _check(recipe: Recipe, path: Path) -> None:
             raise RecipeError(f"{path}: programs[{i}]: steps {list(sampling.steps)} name one count twice")
         if isinstance(sampling.grid, tuple) and len(sampling.steps) != 1:
             raise RecipeError(f"{path}: programs[{i}]: a grid of times fits one step count, found {list(sampling.steps)}")
-    unknown = set(recipe.quantization.precisions) - {"int8"}
-    if unknown:
-        raise RecipeError(f"{path}: quantization.precisions: {nearest(sorted(unknown)[0], ['int8'])} (float32 is always built)")
+    for key, names, known in (
+        ("precisions", recipe.quantization.precisions, SCHEMES),
+        ("rules", recipe.quantization.rules, RULES),
+    ):
+        if wrong := sorted(set(names) - set(known)):
+            hint = " (float32 is always built)" if key == "precisions" else ""
+            raise RecipeError(f"{path}: quantization.{key}: {nearest(wrong[0], known)}{hint}")
 
 
 def recipe_to_json(recipe: Recipe) -> Any:

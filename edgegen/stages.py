@@ -5,36 +5,49 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgegen import __version__, canonical
 from edgegen.bundle import Golden, Manifest, ProgramEntry, Variant, bundle_bytes, open_bundle, parse_bundle
-from edgegen.calibration import CalibrationContext, collect_record, write_batches
+from edgegen.calibration import Batch, CalibrationContext, calibration_inputs, collect_record, read_batches, write_batches
 from edgegen.errors import BuildError, GateError, ProgramError, RuntimeFault, Status
 from edgegen.fusing import with_fused
+from edgegen.judging import Judge, TimedComponent
 from edgegen.onnx_export import export_component
 from edgegen.plan import Plan
 from edgegen.program import Program, initial_state, interpret, normals, program_to_json
-from edgegen.quality import distance
+from edgegen.quality import Bounds, Verdict
 from edgegen.quantize import Record, choose_ranges
-from edgegen.spec import default_conditions, draw_condition
+from edgegen.quantize.scheme import SCHEMES
+from edgegen.quantize.splitting import split_concat_convolutions
+from edgegen.quantizing import Network, Quantizer, smoothed
+from edgegen.search.sampling import load_quality
+from edgegen.sensitivity import Choice, Trial, measure_effects, repair, search
+from edgegen.spec import default_conditions
 from edgegen.targets.choose import Candidate, candidates_of, measured_document, settle, thread_counts, time_candidates
 from edgegen.targets.onnxruntime import OrtComponent, check_model, parse_model, split_weights
-from edgegen.targets.onnxruntime.qdq import plan as plan_qdq
-from edgegen.targets.onnxruntime.qdq import quantize as quantize_model
+from edgegen.targets.onnxruntime.kernels import check_kernels
 from edgegen.targets.onnxruntime.qdq import watched
+from edgegen.targets.onnxruntime.scales import TimedScales
+from edgegen.targets.profiles import architecture
 from edgegen.targets.tensorrt import build_engine, check_for_tensorrt, slow_spots
 from edgegen.targets.tensorrt.component import engine_options
 from edgegen.targets.tensorrt.module import MODULES
 from edgegen.targets.tensorrt.networks import network_for
 from edgegen.timing import machine
+from edgegen.trajectory import network_times
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["calibrate", "compile_variants", "export", "measure", "pack", "quantize"]
 
@@ -42,8 +55,11 @@ Progress = Callable[[str, int, int], None]
 """progress(what is being done, done, total)"""
 Array = npt.NDArray[Any]
 
-FLOAT = "float32"
-_TOLERANCE = {FLOAT: 1e-3, "float16": 1e-2, "bfloat16": 5e-2, "int8": 5e-2, "float8": 5e-2, "int4": 5e-2}
+FLOAT, PREPARED = "float32", "prepared"
+_OTHER_SEED = 1_000_003
+"""Choices are made on samples of a seed that neither calibrates nor, being the gate's, decides."""
+_TOLERANCE = {FLOAT: 1e-3, "float16": 1e-2}
+_TOLERANCE_OF_OTHERS = 5e-2
 """Tolerance of golden vectors per precision, as RMSE relative to the sample's range: engines differ in the order of their sums."""
 _ROUNDS, _RUNS = 9, 3
 
@@ -74,59 +90,188 @@ def export(plan: Plan, out: Path, progress: Progress) -> None:
     progress("exported", 1, 1)
 
 
+def _quantizer(plan: Plan, model: onnx.ModelProto, record: Record, inputs: Path) -> Quantizer:
+    """The quantizer of the network in `model`. inputs: the calibration set that the calibrate stage kept."""
+    names = plan.recipe.model.names
+    arm = plan.profile is not None and plan.profile.engine == "onnxruntime" and plan.profile.architecture == "aarch64"
+    return Quantizer(
+        model, plan.component, plan.signature, names.x, names.output, plan.recipe.quantization, record, lambda: read_batches(inputs),
+        "int8" if arm else "uint8",
+    )  # fmt: skip
+
+
 def calibrate(plan: Plan, exported: Path, out: Path, progress: Progress) -> None:
-    """Writes record.npz: what each tensor looked like at each time of the calibration set; and inputs.zip, the set. Empty if nothing needs it."""
-    recipe = plan.recipe
-    data = _model(exported, FLOAT).read_bytes()
-    model = parse_model(data, "float32.onnx")
-    tensors = watched(model, plan_qdq(model, recipe.quantization.operators, recipe.quantization.keep)) if _quantized(plan) else ()
+    """Writes prepared.onnx, the float network that is quantized; record.npz, what its tensors look like at each time of the calibration set; and
+    inputs.zip, the set. An empty record if nothing needs it.
+    """
+    recipe, options = plan.recipe, plan.recipe.quantization
+    model = parse_model(_model(exported, FLOAT).read_bytes(), "float32.onnx")
+    if options.split:
+        model, _ = split_concat_convolutions(model)
+    name, inputs, seen = plan.component, out / "inputs.zip", 0
+    tensors = _watched(plan, model, inputs)
     if not tensors:
+        _model(out, PREPARED).write_bytes(model.SerializeToString(deterministic=True))
         Record({}).save(out / "record.npz")
         return
-    evaluations = sum(sum(p.nfe.values()) for p in plan.programs.values()) * recipe.calibration.samples
-    name, seen = plan.component, 0
-    with OrtComponent(name, data, plan.signature, threads=1) as network:
+    with OrtComponent(name, model.SerializeToString(), plan.signature, threads=1) as network:
         context = CalibrationContext(
-            {name: network}, tuple(plan.programs.values()), plan.conditions, plan.sample,
-            recipe.calibration.samples, recipe.calibration.batch, recipe.calibration.seed,
+            {name: network}, tuple(plan.programs.values()), plan.conditions, plan.sample, recipe.calibration.samples, recipe.calibration.batch,
+            recipe.calibration.seed, plan.process, plan.many_steps, time=recipe.model.names.t, model={name: model},
         )  # fmt: skip
+        real: Iterable[Batch] = ()
+        if plan.calibration_inputs is not None:
+            real = calibration_inputs(plan.calibration_inputs, name, plan.signature, recipe.model.names.t, recipe.calibration.batch)
 
-        def counted() -> Any:
+        def counted() -> Iterator[Batch]:
             nonlocal seen
-            for batch in plan.calibration(context):
+            for batch in itertools.chain(plan.calibration(context), real):
                 seen += len(next(iter(batch.feeds.values())))
-                progress("running the calibration set", min(seen, evaluations), evaluations)
+                progress(f"running the calibration set, {seen} evaluations", 0, 1)
                 yield batch
 
-        batches = write_batches(out / "inputs.zip", counted())
-        record = collect_record({name: model}, {name: plan.signature}, {name: tensors}, batches)
+        record = collect_record({name: model}, {name: plan.signature}, {name: tensors}, write_batches(inputs, counted()))
+    if options.smooth != "none":
+        model = smoothed(model, record, options.smooth)
+        record = collect_record({name: model}, {name: plan.signature}, {name: _watched(plan, model, inputs)}, read_batches(inputs))
+    _model(out, PREPARED).write_bytes(model.SerializeToString(deterministic=True))
     record.save(out / "record.npz")
+    progress("calibrated", 1, 1)
 
 
-def _quantized(plan: Plan) -> bool:
-    """Whether anything of the build needs the ranges of activations."""
-    return bool(plan.recipe.quantization.precisions) or not {"int8", "float8"}.isdisjoint(plan.engine_precisions)
+def _watched(plan: Plan, model: onnx.ModelProto, inputs: Path) -> tuple[str, ...]:
+    """Names of the tensors that are recorded: none if only weights are quantized, to the nearest."""
+    precisions = plan.recipe.quantization.precisions
+    integers = any(SCHEMES[p].activation_bits for p in precisions) or not {"int8", "float8", "w4a8"}.isdisjoint(plan.engine_precisions)
+    rounded = plan.recipe.quantization.weights != "nearest" and any(SCHEMES[p].weight_bits for p in precisions)
+    if not (integers or rounded):
+        return ()
+    quantizer = _quantizer(plan, model, Record({}), inputs)
+    return watched(model, quantizer.placements)
 
 
 def quantize(plan: Plan, exported: Path, calibrated: Path, out: Path, progress: Progress) -> None:
-    """Writes quantize.json (how many nodes, and what TensorRT does not get), int8.onnx unless there are none, and TensorRT's networks."""
-    progress("placing scales", 0, 1)
-    model = parse_model(_model(exported, FLOAT).read_bytes(), "float32.onnx")
-    ranges = choose_ranges(Record.load(calibrated / "record.npz"), times="shared")
-    placements = plan_qdq(model, plan.recipe.quantization.operators, plan.recipe.quantization.keep)
-    if placements and plan.recipe.quantization.precisions:
-        data = quantize_model(model, placements, ranges).SerializeToString(deterministic=True)
-        check_model(parse_model(data, "int8.onnx"), plan.signature, "int8.onnx")
-        _model(out, "int8").write_bytes(data)
+    """Writes a network for each precision, its scales by time, TensorRT's networks; and quantize.json: layers, ranges, sensitivity, the search,
+    and what was refused.
+    """
+    recipe = plan.recipe
+    model = parse_model(_model(calibrated, PREPARED).read_bytes(), "prepared.onnx")
+    quantizer = _quantizer(plan, model, Record.load(calibrated / "record.npz"), calibrated / "inputs.zip")
     refused: dict[str, str] = {}
+    document: dict[str, Any] = {"variants": {}}
+    judge = _judge(plan, next(iter(plan.programs.values())), recipe.calibration.seed + _OTHER_SEED)
+    precisions = recipe.quantization.precisions
+    if precisions:
+        with OrtComponent(plan.component, _model(exported, FLOAT).read_bytes(), plan.signature, threads=0) as network:
+            progress("generating reference samples", 0, 1)
+            judge = replace(judge, reference=judge.generate(network))
+    for precision in precisions:
+        scheme = SCHEMES[precision]
+
+        def report(what: str, done: int, total: int, precision: str = precision) -> None:
+            progress(f"{precision}: {what}", done, total)
+
+        try:
+            report("rounding weights", 0, 1)
+            choice = _chosen(plan, quantizer, Trial(quantizer, scheme, judge, _bounds(plan)), report, document)
+        except BuildError as e:
+            refused[precision] = str(e)
+            continue
+        network_made = choice.network
+        check_model(network_made.model, plan.signature, f"{precision}.onnx")
+        _model(out, precision).write_bytes(network_made.model.SerializeToString(deterministic=True))
+        scales = _timed_scales(plan, quantizer, network_made)
+        if scales is not None:
+            _write_json(out / f"{precision}.scales.json", scales.to_json())
+        document["variants"][precision] = {
+            "weight_bits": scheme.weight_bits or 16, "activation_bits": scheme.activation_bits, "rounding": recipe.quantization.weights,
+            "ranges": recipe.quantization.ranges, "times": recipe.quantization.times if scales is not None else "shared",
+            "planned": len(network_made.planned), "fused": len(network_made.planned), "layers": [layer.to_json() for layer in network_made.layers],
+            "error": {"calibration": f"{choice.verdict.relative_error:.5f}"},
+        }  # fmt: skip
     for name, precision in _engine_networks(plan).items():
         try:
-            network = network_for(model, precision, ranges, plan.recipe.quantization.operators, plan.recipe.quantization.keep)
-            _model(out, name).write_bytes(network.SerializeToString(deterministic=True))
+            made = engine_network(plan, quantizer, precision)
+            _model(out, name).write_bytes(made.SerializeToString(deterministic=True))
         except BuildError as e:
             refused[name] = str(e)
-    _write_json(out / "quantize.json", {"nodes": len(placements), "refused": refused})
+    document["tensors"] = _tensor_rows(plan, quantizer)
+    _write_json(out / "quantize.json", {"nodes": len(quantizer.placements), "refused": refused, "quantization": document})
     progress("quantized", 1, 1)
+
+
+def _judge(plan: Plan, program: Program, seed: int) -> Judge:
+    return Judge(plan.component, program, plan.conditions, plan.sample, plan.recipe.gate.samples, seed)
+
+
+def _bounds(plan: Plan) -> Bounds:
+    gate = plan.recipe.gate
+    quality = None if gate.quality is None else load_quality(gate.quality, plan.folder)
+    return Bounds(plan.sample.high - plan.sample.low, gate.psnr_db, gate.relative_error, quality, gate.quality_loss)
+
+
+def _chosen(plan: Plan, quantizer: Quantizer, trial: Trial, report: Progress, document: dict[str, Any]) -> Choice:
+    """The network of a precision: checked, and with layers back in float where the search, or the gate, asks for it."""
+    network = quantizer.network(trial.scheme)
+    batch = next(iter(quantizer.batches()), None) if network.planned else None
+    if batch is not None and (quantizer.integers == "uint8" or architecture() == "aarch64"):
+        report("checking that it runs in integers", 0, 1)
+        check_kernels(network.model, network.planned, batch.feeds, {}, "the quantized network")
+    report("comparing final samples", 0, 1)
+    verdict = trial.verdict(network.model)
+    if plan.recipe.quantization.search and batch is not None and trial.scheme.activation_bits:
+        effects = measure_effects(trial, batch.feeds, plan.recipe.model.names.t, lambda d, t: report("measuring layers", d, t))
+        choice = search(trial, effects)
+        document["search"] = {
+            "budget": f"{plan.recipe.gate.relative_error or 0.0:.5f}",
+            "chosen": next(i for i, p in enumerate(choice.points) if p.floats == frozenset(choice.floats)),
+            "points": [
+                {"label": f"{len(p.floats)} layers in float", "error": f"{p.error:.5f}", "milliseconds": f"{-p.saves:.4f}"} for p in choice.points
+            ],
+        }
+    else:
+        choice = repair(trial, network, verdict, plan.recipe.gate.repair, lambda d, t: report("measuring layers", d, t))
+    for effect in choice.effects:
+        for tensor, error in (("weight", effect.weight), ("activation", effect.activation)):
+            steps = [[f"{t:g}", f"{e:.5f}"] for t, e in effect.steps] if tensor == "weight" else []
+            row = {"node": effect.layer, "tensor": tensor, "error": f"{error:.5f}", "saves_ms": f"{effect.saves:.4f}", "steps": steps}
+            document.setdefault("sensitivity", []).append(row)
+    return choice
+
+
+def _timed_scales(plan: Plan, quantizer: Quantizer, network: Network) -> TimedScales | None:
+    """The network's scales at the times of the default program, if it has them by time.
+
+    Raises CalibrationError naming the first time that the calibration set never saw.
+    """
+    if not network.ranges.times:
+        return None
+    name = plan.recipe.model.names.t
+    times = network_times(next(iter(plan.programs.values())), name)
+    return TimedScales.of(network.ranges, network.tensors, times, name, quantizer.integers)
+
+
+def _tensor_rows(plan: Plan, quantizer: Quantizer) -> list[dict[str, Any]]:
+    """Of each recorded tensor: how much it drifts, and its range at the times of the default program."""
+    times = set(network_times(next(iter(plan.programs.values())), plan.recipe.model.names.t))
+    rows = []
+    for name, tensor in quantizer.record.tensors.items():
+        seen = zip(tensor.times, tensor.lows, tensor.highs, strict=True)
+        shown = [[f"{t:g}", f"{low:.4g}", f"{high:.4g}"] for t, low, high in seen if not times or t in times]
+        rows.append({"name": name, "drift": f"{min(tensor.drift, 1e6):.3f}", "rows": shown})
+    return rows
+
+
+def engine_network(plan: Plan, quantizer: Quantizer, precision: str) -> onnx.ModelProto:
+    """The network as the profile's TensorRT gets it."""
+    options = plan.recipe.quantization
+    keep = (*options.keep, *(re.sub(r"([*?[])", r"[\1]", name) for name in quantizer.kept))
+    ranges = choose_ranges(quantizer.record, times="shared", symmetric=True)
+    codes = {}
+    bits = {"int8": 8, "w4a8": 4}.get(precision)
+    if bits is not None and options.weights != "nearest":
+        codes = quantizer.codes(bits, quantizer.placements) if bits == 8 else {}
+    return network_for(quantizer.model, precision, ranges, options.operators, keep, codes=codes)
 
 
 def _engine_networks(plan: Plan) -> dict[str, str]:
@@ -134,39 +279,64 @@ def _engine_networks(plan: Plan) -> dict[str, str]:
     return {} if plan.profile is None else {f"{plan.profile.engine}-{precision}": precision for precision in plan.engine_precisions}
 
 
-def _generate(plan: Plan, network: OrtComponent, program: Program, seed: int, count: int, conditions: Mapping[str, Any]) -> Array:
-    """`count` samples of a program, as a session would make them."""
-    inputs = {i.name: conditions[i.name] for i in program.inputs if i.kind == "condition"}
-    inputs |= initial_state(program, normals(seed, 0, (count, *plan.sample.shape)))
-    return interpret(program, {plan.component: network}, inputs, seed=seed)["sample"]
+def _golden(plan: Plan, network: Callable[..., Any]) -> dict[str, Array]:
+    """The golden sample of each program: seed 0, batch 1, default conditions."""
+    made = {}
+    for name, program in plan.programs.items():
+        defaults = default_conditions(plan.conditions)
+        inputs = {i.name: defaults[i.name] for i in program.inputs if i.kind == "condition"}
+        inputs |= initial_state(program, normals(0, 0, (1, *plan.sample.shape)))
+        made[name] = interpret(program, {plan.component: network}, inputs, seed=0)["sample"]
+    return made
 
 
-def _samples(plan: Plan, data: bytes, report: Callable[[], None]) -> dict[str, tuple[Array, Array]]:
-    """Per program: the gate's samples, and the golden sample (seed 0, batch 1, default conditions)."""
-    gate, result = plan.recipe.gate, {}
-    rng = np.random.default_rng(gate.seed)
-    drawn = {c.name: draw_condition(c, gate.samples, rng) for c in plan.conditions}
-    with OrtComponent(plan.component, data, plan.signature, threads=1) as network:
-        for name, program in plan.programs.items():
-            samples = _generate(plan, network, program, gate.seed, gate.samples, drawn)
-            result[name] = samples, _generate(plan, network, program, 0, 1, default_conditions(plan.conditions))
-            report()
-    return result
+def _scales(quantized: Path | None, name: str) -> TimedScales | None:
+    path = None if quantized is None else quantized / f"{name}.scales.json"
+    return TimedScales.from_json(_read_json(path)) if path is not None and path.exists() else None
+
+
+class _Gate:
+    """The float network's samples of every program, and the verdict on other networks."""
+
+    def __init__(self, plan: Plan, tick: Callable[[], None]) -> None:
+        self.plan, self.tick, self.bounds = plan, tick, _bounds(plan)
+        self.judges = {name: _judge(plan, program, plan.recipe.gate.seed) for name, program in plan.programs.items()}
+
+    def reference(self, network: Callable[..., Any]) -> None:
+        """Take a network's samples as what others are compared with."""
+        for name, judge in self.judges.items():
+            self.judges[name] = replace(judge, reference=judge.generate(network))
+            self.tick()
+
+    def verdicts(self, data: bytes, network: Callable[..., Any], scales: TimedScales | None) -> dict[str, Verdict]:
+        """On each program; on the default one also as it is when fused, with scales by time, if it has them."""
+        found = {}
+        for name, judge in self.judges.items():
+            found[name] = self.bounds.judge(judge.expected, judge.generate(network), judge.drawn)
+            self.tick()
+        if scales is not None:
+            name, judge = next(iter(self.judges.items()))
+            model = parse_model(data, "quantized")
+            with TimedComponent(self.plan.component, model, self.plan.signature, scales.input, scales.constants, threads=0) as timed:
+                found[f"{name}.fused"] = self.bounds.judge(judge.expected, judge.generate(timed), judge.drawn)
+        return found
 
 
 def compile_variants(plan: Plan, exported: Path, quantized: Path | None, out: Path, progress: Progress) -> None:
     """Writes candidates.edgegen, a bundle of every variant that passes the quality gate, and gate.json, the verdict on each.
 
-    Raises GateError if the float network itself gives samples that are not finite.
+    Raises GateError if the float network itself gives samples that are not finite, and, where the gate is `required`, with a table of the
+    verdicts if a precision of the recipe does not pass.
     """
+    recipe = plan.recipe
     candidates = {FLOAT: _model(exported, FLOAT).read_bytes()}
     verdicts: dict[str, Any] = {}
-    for precision in plan.recipe.quantization.precisions:
-        if quantized is not None and _model(quantized, precision).exists():
+    refused = {} if quantized is None else _read_json(quantized / "quantize.json")["refused"]
+    for precision in recipe.quantization.precisions:
+        if precision in refused:
+            verdicts[precision] = {"passed": 0, "why": refused[precision], "bytes": 0}
+        elif quantized is not None:
             candidates[precision] = _model(quantized, precision).read_bytes()
-        else:
-            operators = ", ".join(plan.recipe.quantization.operators)
-            verdicts[precision] = {"passed": 0, "why": f"nothing to quantize: the network has no {operators} with constant weights", "bytes": 0}
     engines: dict[str, Any] = {}
     for i, name in enumerate(_engine_networks(plan)):
         progress(f"building {name}", i, len(plan.engine_precisions))
@@ -178,18 +348,23 @@ def compile_variants(plan: Plan, exported: Path, quantized: Path | None, out: Pa
             verdicts[name] = {"passed": 0, "why": str(e), "bytes": 0}
     done, total = 0, len(candidates) * len(plan.programs)
 
-    def report() -> None:
+    def tick() -> None:
         nonlocal done
         done += 1
         progress("comparing final samples", done, total)
 
-    span = plan.sample.high - plan.sample.low
-    reference: dict[str, tuple[Any, Any]] = {}
+    gate = _Gate(plan, tick)
     variants: list[Variant] = []
     members: dict[str, bytes] = {}
+    timed: dict[str, Any] = {}
     for precision, data in candidates.items():
+        scales = _scales(quantized, precision)
         try:
-            samples = _samples(plan, data, report)
+            with OrtComponent(plan.component, data, plan.signature, threads=0) as network:
+                if precision == FLOAT:
+                    gate.reference(network)
+                found = gate.verdicts(data, network, scales)
+                golden = _golden(plan, network)
         except RuntimeFault as e:
             if precision == FLOAT and e.code == Status.NONFINITE:
                 raise GateError(f"the float network does not give samples: {e}") from e
@@ -197,23 +372,30 @@ def compile_variants(plan: Plan, exported: Path, quantized: Path | None, out: Pa
                 raise
             verdicts[precision] = {"passed": 0, "why": str(e), "bytes": len(data)}
             continue
-        reference = reference or samples
-        distances = {name: distance(reference[name][0], samples[name][0], span) for name in plan.programs}
-        worst = min(distances.values(), key=lambda d: d.psnr_db)
-        passed = worst.psnr_db >= plan.recipe.gate.psnr_db
-        why = "the reference" if precision == FLOAT else f"{worst.psnr_db:.1f} dB, the gate asks {plan.recipe.gate.psnr_db:.1f} dB"
+        worst = max(found.values(), key=lambda v: v.excess)
+        why = "the reference" if precision == FLOAT else worst.why
         if precision in engines:
             why = f"{why}; {engines[precision]['why']}"
-        verdicts[precision] = {
-            "passed": int(passed), "why": why, "bytes": len(data), **({"engine": engines[precision]} if precision in engines else {}),
-            "programs": {n: {"psnr_db": f"{d.psnr_db:.2f}", "rmse": f"{d.rmse:.5f}", "max_abs": f"{d.max_abs:.4f}"} for n, d in distances.items()},
-        }  # fmt: skip
-        if passed:
-            variants.append(_variant(plan, precision, data, {n: s[1] for n, s in samples.items()}, members))
-    data = _bundle(plan, variants, members, {})
-    if plan.recipe.target.form != "stepwise":
-        data = _with_fused(plan, data, verdicts)
-    (out / "candidates.edgegen").write_bytes(data)
+        verdicts[precision] = {"passed": int(worst.passed or precision == FLOAT), "why": why, "bytes": len(data)}
+        verdicts[precision]["programs"] = {
+            n: {"psnr_db": f"{v.psnr_db:.2f}", "relative_error": f"{v.relative_error:.5f}", "max_abs": f"{v.max_abs:.4f}"} for n, v in found.items()
+        }
+        if precision in engines:
+            verdicts[precision]["engine"] = engines[precision]
+        if verdicts[precision]["passed"]:
+            variants.append(_variant(plan, precision, data, golden, members))
+            if scales is not None:
+                timed[variants[-1].components[plan.component]] = scales.to_json()
+    failed = [p for p in recipe.quantization.precisions if p in candidates and not verdicts[p]["passed"]]
+    if failed and recipe.gate.required:
+        table = "\n".join(f"  {name}: {v['why']}" for name, v in verdicts.items())
+        message = f"{', '.join(failed)}: too far from the float network's samples, with up to {recipe.gate.repair} layers put back to float"
+        raise GateError(f"{message}:\n{table}\nkeep more layers (quantization.keep), raise gate.repair, loosen [gate], or leave the precision out")
+    documents = {"scales": timed} if timed else {}
+    bundle = _bundle(plan, variants, members, documents)
+    if recipe.target.form != "stepwise":
+        bundle = _with_fused(plan, bundle, verdicts)
+    (out / "candidates.edgegen").write_bytes(bundle)
     _write_json(out / "gate.json", verdicts)
 
 
@@ -250,7 +432,7 @@ def _variant(plan: Plan, precision: str, data: bytes, golden: Mapping[str, Array
     for i, (program, sample) in enumerate(golden.items()):
         member = f"golden.{i}.{precision}.f32"
         members[member] = np.ascontiguousarray(sample, "<f4").tobytes()
-        tolerance = _TOLERANCE.get(precision) or _TOLERANCE[_engine_networks(plan)[precision]]
+        tolerance = _TOLERANCE.get(_engine_networks(plan).get(precision, precision), _TOLERANCE_OF_OTHERS)
         vectors.append(Golden(program, member, tolerance * (plan.sample.high - plan.sample.low)))
     weights_of = {plan.component: place} if weights else {}
     return Variant(precision, engine, {plan.component: network}, tuple(vectors), weights_of, threads=plan.recipe.target.threads)
@@ -319,6 +501,7 @@ def pack(plan: Plan, exported: Path, quantized: Path | None, compiled: Path, mea
     verdicts = _read_json(compiled / "gate.json")
     variants: Sequence[Variant] = bundle.manifest.variants
     documents: dict[str, Any] = {"recipe": plan.resolved}
+    held = bundle.document("scales") if "scales" in bundle.manifest.documents else {}
     if measured is not None:
         figures = _read_json(measured / "measured.json")
         times = {Candidate(r["variant"], bool(r["fused"]), r["threads"]): r["milliseconds"] for r in figures["candidates"]}
@@ -344,6 +527,14 @@ def pack(plan: Plan, exported: Path, quantized: Path | None, compiled: Path, mea
         variants = sorted(variants, key=lambda v: v.engine == "onnxruntime")
     documents["report"] = {"export": _read_json(exported / "export.json"), "variants": verdicts}
     if quantized is not None:
-        documents["report"]["quantize"] = _read_json(quantized / "quantize.json")
+        made = _read_json(quantized / "quantize.json")
+        documents["report"]["quantize"] = {"nodes": made["nodes"], "refused": made["refused"]}
+        documents["quantization"] = made["quantization"]
+        for name, variant in documents["quantization"]["variants"].items():
+            programs = verdicts.get(name, {}).get("programs", {})
+            variant["error"]["validation"] = max((p["relative_error"] for p in programs.values()), key=float, default="")
+    networks = {member for v in variants for member in v.components.values()}
+    if scales := {member: value for member, value in held.items() if member in networks}:
+        documents["scales"] = scales
     members = {name: bundle.member(name) for v in variants for name in v.members()}
     return _bundle(plan, variants, members, documents)

@@ -50,6 +50,9 @@ options = { eta = 1.0 }
 samples = 4
 batch = 2
 
+[quantization]
+rules = []
+
 [gate]
 psnr_db = 20.0
 samples = 4

@@ -45,7 +45,7 @@ from edgegen.program.verify import numbers
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Fused", "fuse"]
+__all__ = ["Fused", "Timed", "fuse"]
 
 Array = npt.NDArray[Any]
 _ELEMENTS = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "float64": 11}
@@ -63,20 +63,35 @@ class Fused:
     draws: Mapping[str, tuple[int, Shape]]
 
 
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """What of a network depends on the time that it is evaluated at: constants, by time (rounded to float32) and name, in place of its own.
+
+    input: the network's input that holds the time.
+    """
+
+    input: str
+    constants: Mapping[float, Mapping[str, onnx.TensorProto]]
+
+
 def fuse(
-    program: Program, components: Mapping[str, onnx.ModelProto], inputs: Mapping[str, tuple[str, Shape]], batch: int, *, loop: bool = False
-) -> Fused:
+    program: Program, components: Mapping[str, onnx.ModelProto], inputs: Mapping[str, tuple[str, Shape]], batch: int, *, loop: bool = False,
+    timed: Mapping[str, Timed] | None = None,
+) -> Fused:  # fmt: skip
     """Lower `program` with its networks to one graph.
 
     components: by name, self-contained models of one opset. inputs: the program's inputs -> (dtype, shape without the batch). loop: the
-    Loop form, for long programs; its networks compute their time branches in every turn.
-    Raises ProgramError for what has no lowering: programs with states, components with control flow, and, with `loop`, programs
-    without three steps that do the same.
+    Loop form, for long programs; its networks compute their time branches in every turn. timed: components -> constants of their copies by
+    time, such as scales.
+    Raises ProgramError for what has no lowering: programs with states, components with control flow, a time that a component's `timed` lacks,
+    and, with `loop`, programs without three steps that do the same, or with `timed`.
     """
     rolled = roll(program) if loop else None
     if loop and rolled is None:
         raise _refuse(program, "it has no three steps that do the same; leave out the loop")
-    return _Fuser(program, components, inputs, batch).run(rolled)
+    if loop and timed:
+        raise _refuse(program, "its network has constants of its own at each time; leave out the loop")
+    return _Fuser(program, components, inputs, batch, timed or {}).run(rolled)
 
 
 def _refuse(program: Program, what: str) -> ProgramError:
@@ -111,7 +126,8 @@ class _Constants:
         if key not in self.by_content:
             copy = type(tensor)()
             copy.CopyFrom(tensor)
-            copy.name = self.by_content[key] = f"{component}/{tensor.name}"
+            name = f"{component}/{tensor.name}"
+            copy.name = self.by_content[key] = name if name not in self.tensors else f"{name}.{len(self.by_content)}"
             self.tensors[copy.name] = copy
         return self.by_content[key]
 
@@ -214,8 +230,11 @@ class _Graph:
 class _Fuser:
     """Lowers instructions into `graph`; `values` and `shapes` say where each register is and what it looks like."""
 
-    def __init__(self, program: Program, components: Mapping[str, onnx.ModelProto], inputs: Mapping[str, tuple[str, Shape]], batch: int) -> None:
-        self.program, self.components, self.declared, self.batch = program, components, inputs, batch
+    def __init__(
+        self, program: Program, components: Mapping[str, onnx.ModelProto], inputs: Mapping[str, tuple[str, Shape]], batch: int,
+        timed: Mapping[str, Timed],
+    ) -> None:  # fmt: skip
+        self.program, self.components, self.declared, self.batch, self.timed = program, components, inputs, batch, timed
         self.constants = _Constants()
         self.graph = _Graph(self.constants)
         self.shapes: dict[str, Shape] = {}
@@ -449,7 +468,8 @@ class _Fuser:
     def evaluate(self, instruction: Eval) -> None:
         """A copy of the component's nodes, reading the operands; with k branches on k times the rows."""
         model = self.components[instruction.component]
-        names = {t.name: self.constants.weight(instruction.component, t) for t in model.graph.initializer}
+        own = self.at_time(instruction)
+        names = {t.name: self.constants.weight(instruction.component, own.get(t.name, t)) for t in model.graph.initializer}
         for declared in model.graph.input:
             if declared.name in instruction.inputs:
                 names[declared.name] = self.gathered(instruction.inputs[declared.name], declared)
@@ -466,6 +486,19 @@ class _Fuser:
             if elements != _FLOAT:
                 for target in targets:
                     self.values[target] = self.node("Cast", [self.values[target]], to=_FLOAT)
+
+    def at_time(self, instruction: Eval) -> Mapping[str, onnx.TensorProto]:
+        """The constants that the component has of its own at this evaluation's time."""
+        timed = self.timed.get(instruction.component)
+        if timed is None:
+            return {}
+        times = {float(np.float32(o.value)) if isinstance(o, Imm) else None for o in instruction.inputs[timed.input]}
+        (time,) = times if len(times) == 1 else (None,)
+        if time is None or time not in timed.constants:
+            known = ", ".join(f"{t:g}" for t in sorted(timed.constants)[:12])
+            what = "a time that is not one number" if time is None else f"the time {time:g}"
+            raise _refuse(self.program, f"component {instruction.component!r} is evaluated at {what}, and it was quantized for {known}")
+        return timed.constants[time]
 
     def branch(self, value: str, branch: int) -> str:
         rows = [self.constant([v * self.batch], np.int64) for v in (branch, branch + 1)]

@@ -5,7 +5,7 @@ from edgegen.quantize.hessian import HessianSum, rows_of
 from edgegen.quantize.ranges import Ranges, choose_ranges
 from edgegen.quantize.record import Record, Recorder, TensorRecord
 from edgegen.quantize.rounding import Codes, adaround, gptq, nearest, weighted_error
-from edgegen.quantize.scales import affine_uint8, bias_int32, per_channel_int8
+from edgegen.quantize.scales import affine_uint8, symmetric_int8
 
 __all__ = [
     "Codes",
@@ -17,16 +17,15 @@ __all__ = [
     "TensorRecord",
     "adaround",
     "affine_uint8",
-    "bias_int32",
     "choose_ranges",
     "corrected",
     "fit_affine",
     "fit_ptqd",
     "gptq",
     "nearest",
-    "per_channel_int8",
     "ptqd_factors",
     "reduced_noise",
     "rows_of",
+    "symmetric_int8",
     "weighted_error",
 ]

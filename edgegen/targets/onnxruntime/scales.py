@@ -1,0 +1,84 @@
+"""Scales of a quantized network's activations by network time, as a bundle's document `scales` holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgegen.errors import BundleError, Status
+from edgegen.program import Eval, Imm, Program
+from edgegen.quantize import Ranges
+from edgegen.targets.onnxruntime.qdq import Integers, scale_constants
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["TimedScales"]
+
+_DTYPES: dict[str, type[np.uint8] | type[np.int8]] = {"uint8": np.uint8, "int8": np.int8}
+
+
+@dataclass(frozen=True, slots=True)
+class TimedScales:
+    """For each time, (scale, zero point) of each tensor. input: the network's time input; integers: the type of activations.
+
+    Times are float32, as networks read them.
+    """
+
+    input: str
+    integers: Integers
+    times: Mapping[float, Mapping[str, tuple[float, int]]]
+
+    @classmethod
+    def of(cls, ranges: Ranges, tensors: Sequence[str], times: Sequence[float], input_name: str, integers: Integers) -> TimedScales:
+        """Those of ranges at some times. Raises CalibrationError for a time without ranges."""
+        from onnx import numpy_helper
+
+        made = {}
+        for time in times:
+            constants = {name: numpy_helper.to_array(t) for name, t in scale_constants(ranges, tensors, time, integers).items()}
+            made[time] = {t: (float(constants[f"{t}_scale"]), int(constants[f"{t}_zero_point"])) for t in tensors}
+        return cls(input_name, integers, made)
+
+    @property
+    def constants(self) -> dict[float, dict[str, onnx.TensorProto]]:
+        """The initializers that a network has at each time in place of its own."""
+        from onnx import numpy_helper
+
+        dtype = _DTYPES[self.integers]
+        made: dict[float, dict[str, onnx.TensorProto]] = {}
+        for time, tensors in self.times.items():
+            made[time] = {}
+            for name, (scale, zero) in tensors.items():
+                for suffix, value in (("scale", np.asarray(scale, np.float32)), ("zero_point", np.asarray(zero, dtype))):
+                    made[time][f"{name}_{suffix}"] = numpy_helper.from_array(value, f"{name}_{suffix}")
+        return made
+
+    def covers(self, program: Program, component: str) -> bool:
+        """Whether every time at which the program evaluates the component is among these."""
+        operands = [o for i in program.instructions if isinstance(i, Eval) and i.component == component for o in i.inputs[self.input]]
+        return all(isinstance(o, Imm) and float(np.float32(o.value)) in self.times for o in operands)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON: [name, rows [time, scale, zero point]] for each tensor, floats as hex strings."""
+        names = sorted({name for tensors in self.times.values() for name in tensors})
+        rows = [[name, [[time.hex(), self.times[time][name][0].hex(), self.times[time][name][1]] for time in sorted(self.times)]] for name in names]
+        return {"input": self.input, "integers": self.integers, "tensors": rows}
+
+    @classmethod
+    def from_json(cls, value: Any) -> TimedScales:
+        """The inverse of `to_json`. Raises BundleError for anything else, and for scales that are not positive and finite."""
+        try:
+            times: dict[float, dict[str, tuple[float, int]]] = {}
+            for name, rows in value["tensors"]:
+                for time, scale, zero in rows:
+                    times.setdefault(float.fromhex(time), {})[name] = float.fromhex(scale), int(_DTYPES[value["integers"]](zero))
+            scales = np.array([scale for tensors in times.values() for scale, _ in tensors.values()])
+            if not isinstance(value["input"], str) or not (np.isfinite(scales).all() and (scales > 0.0).all()):
+                raise ValueError("a scale that is not positive and finite")
+            return cls(value["input"], value["integers"], times)
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as e:
+            raise BundleError(f"the document 'scales' is malformed: {e}", Status.INCONSISTENT) from e
