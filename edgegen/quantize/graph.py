@@ -16,9 +16,10 @@ from edgegen.errors import BuildError, nearest
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Names", "attribute", "check_names", "constants", "copied", "plain_gemm", "producers", "prune", "readers"]
+__all__ = ["Names", "Shapes", "attribute", "check_names", "constants", "copied", "known_shapes", "plain_gemm", "producers", "prune", "readers"]
 
 Array = npt.NDArray[Any]
+Shapes = Mapping[str, tuple[int | None, ...]]
 
 
 def copied(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -50,6 +51,22 @@ def readers(model: onnx.ModelProto) -> dict[str, list[int]]:
             if name:
                 found.setdefault(name, []).append(i)
     return found
+
+
+def known_shapes(model: onnx.ModelProto) -> Shapes:
+    """The shapes of tensors and constants as far as they are known, None for a size that is not."""
+    from onnx import shape_inference
+
+    inferred = shape_inference.infer_shapes(model, data_prop=True).graph
+    shapes = {
+        v.name: tuple(d.dim_value if d.HasField("dim_value") else None for d in v.type.tensor_type.shape.dim)
+        for v in (*inferred.value_info, *inferred.input, *inferred.output)
+        if v.type.tensor_type.HasField("shape")
+    }
+    weights = {t.name: tuple(t.dims) for t in model.graph.initializer}
+    filters = {n.output[0]: weights[n.input[1]] for n in model.graph.node if n.op_type == "Conv" and n.input[1] in weights}
+    made = {name: (None, shape[0], *(None for _ in shape[2:])) for name, shape in filters.items()}
+    return made | shapes | weights  # a convolution tells its channels even where its input's shape is unknown
 
 
 def attribute(node: Any, name: str, default: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgegen.quantize.graph import Names, attribute, constants, copied, plain_gemm, producers, prune
+from edgegen.quantize.graph import Names, Shapes, attribute, constants, copied, known_shapes, plain_gemm, producers, prune
 
 if TYPE_CHECKING:
     import onnx
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["split_concat_convolutions"]
 
 Array = npt.NDArray[Any]
-Shapes = Mapping[str, tuple[int | None, ...]]
 
 
 def split_concat_convolutions(
@@ -34,7 +33,7 @@ def split_concat_convolutions(
     operators: of "Conv" (groups 1, Concat over channels), "Gemm" and "MatMul" (Concat over the last axis). untouched: indices of nodes to leave.
     """
     result = copied(model)
-    weights, shapes, names = constants(model), _shapes(model), Names(model)
+    weights, shapes, names = constants(model), known_shapes(model), Names(model)
     added: dict[str, Array] = {}
     split: dict[str, tuple[str, ...]] = {}
     nodes: list[Any] = []
@@ -57,22 +56,6 @@ def split_concat_convolutions(
     if split:
         prune(result, nodes, added)
     return result, split
-
-
-def _shapes(model: onnx.ModelProto) -> Shapes:
-    """What is known of every tensor's shape."""
-    from onnx import shape_inference
-
-    inferred = shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes = {
-        v.name: tuple(d.dim_value if d.HasField("dim_value") else None for d in v.type.tensor_type.shape.dim)
-        for v in (*inferred.value_info, *inferred.input, *inferred.output)
-        if v.type.tensor_type.HasField("shape")
-    }
-    weights = {t.name: tuple(t.dims) for t in model.graph.initializer}
-    filters = {n.output[0]: weights[n.input[1]] for n in model.graph.node if n.op_type == "Conv" and n.input[1] in weights}
-    made = {name: (None, shape[0], *(None for _ in shape[2:])) for name, shape in filters.items()}
-    return made | shapes | weights  # a convolution tells its channels even where its input's shape is unknown
 
 
 def _input_axis(node: Any, weights: Mapping[str, Array]) -> int | None:
