@@ -28,10 +28,12 @@ def network_for(
     keep: Sequence[str] = (),
     *,
     codes: Mapping[str, Codes] | None = None,
+    time: str | None = None,
 ) -> onnx.ModelProto:
     """`model` in a precision. ranges: of the tensors that int8, float8 and w4a8 quantize. keep: patterns of names that stay float.
 
-    codes: weights that are rounded already, by name, as `edgegen.targets.tensorrt.qdq.roundings` says.
+    codes: weights that are rounded already, by name, as `edgegen.targets.tensorrt.qdq.roundings` says. time: the network's time input, by
+    which tensors of several ranges get their scales; None: one scale over all times.
     Raises BuildError: an unknown precision, nothing to quantize, codes that do not fit, weights that overflow float16; CalibrationError as
     `quantize` does.
     """
@@ -43,4 +45,4 @@ def network_for(
     placements = plan(model, operators, keep, kind)
     if not placements:
         raise BuildError(f"nothing to quantize to {precision}: the network has no {', '.join(operators)} that takes it")
-    return lower_precision(quantize(model, placements, ranges, kind, codes=codes), "float16")
+    return lower_precision(quantize(model, placements, ranges, kind, codes=codes, time=time), "float16")

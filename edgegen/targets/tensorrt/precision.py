@@ -1,8 +1,9 @@
 """A float32 network as a strongly typed float16 or bfloat16 one: TensorRT then computes in exactly these types.
 
 Graph inputs and outputs keep their types (Cast at the edges), so a lowered component fuses into programs, whose own arithmetic stays float32.
-Float32 stay: Casts, operators that lose too much (sums, powers, normalizations), everything that a Sin or Cos is computed from (a time of
-999 is a whole step off in half precision), and int8 and fp8 nodes with their scales, whose Casts TensorRT moves into its kernels.
+Float32 stay: Casts, operators that lose too much (sums, powers, normalizations), everything that a Sin or Cos is computed from or a table's row
+is chosen by (a time of 999 is a whole step off in half precision), and int8 and fp8 nodes with their scales, those by time among them, whose
+Casts TensorRT moves into its kernels.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ FLOAT_OPERATORS = frozenset({
 _FLOAT = 1
 _SMALLEST_SCALE = np.float32(2.0**-24)
 """The smallest float16; a weight's scale that would round to 0, which the parser refuses, becomes this."""
+_PRODUCTS = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul")
 _MOVES = ("Concat", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 """Operators that pass quantized values on."""
 
@@ -115,7 +117,7 @@ class _Lowering:
     def lowered(self) -> set[int]:
         """Indices of the nodes that will compute in the narrow type."""
         nodes = self.model.graph.node
-        kept = self.quantized() | self.before_waves()
+        kept = self.quantized() | self.scales_by_time() | self.of_times()
         chosen = set()
         for i, node in enumerate(nodes):
             may = self.schemas.may(node)
@@ -133,6 +135,9 @@ class _Lowering:
             if node.op_type == "DequantizeLinear" and any(r not in chosen for r in readers.get(node.output[0], ())):
                 chosen.discard(i)
         return chosen
+
+    def producers(self) -> dict[str, int]:
+        return {name: i for i, node in enumerate(self.model.graph.node) for name in node.output}
 
     def readers(self) -> dict[str, list[int]]:
         readers: dict[str, list[int]] = {}
@@ -155,16 +160,35 @@ class _Lowering:
                     coded.update(node.output)
         return kept
 
-    def before_waves(self) -> set[int]:
-        """Nodes that a Sin or a Cos is computed from, and it."""
-        producers = {name: i for i, node in enumerate(self.model.graph.node) for name in node.output}
-        waiting = [i for i, node in enumerate(self.model.graph.node) if node.op_type in ("Sin", "Cos")]
+    def scales_by_time(self) -> set[int]:
+        """Where activations are divided by a scale out of a table and then quantized: its Gather, the Div, the Mul of each product, the bias."""
+        nodes, producers, readers = self.model.graph.node, self.producers(), self.readers()
+        kept: set[int] = set()
+        for node in nodes:
+            divided = producers.get(node.input[0]) if node.op_type == "QuantizeLinear" else None
+            if divided is None or nodes[divided].op_type != "Div":
+                continue
+            table = producers.get(nodes[divided].input[1])
+            if table is None or nodes[table].op_type != "Gather":
+                continue
+            kept |= {table, *readers[nodes[table].output[0]]}
+        multiplied = [nodes[i].output[0] for i in kept if nodes[i].op_type == "Mul"]
+        return kept | {i for name in multiplied for i in readers.get(name, ()) if nodes[i].op_type == "Add"}
+
+    def of_times(self) -> set[int]:
+        """Sin, Cos and the ArgMin of a choice of rows, and the nodes that they are computed from. An ArgMin of products is no choice by time."""
+        nodes, producers = self.model.graph.node, self.producers()
         found: set[int] = set()
-        while waiting:
-            i = waiting.pop()
-            if i not in found:
-                found.add(i)
-                waiting += [producers[name] for name in self.model.graph.node[i].input if name in producers]
+        for i, node in enumerate(nodes):
+            if node.op_type not in ("Sin", "Cos", "ArgMin"):
+                continue
+            waiting, before = [i], {i}
+            while waiting:
+                new = {producers[name] for name in nodes[waiting.pop()].input if name in producers} - before
+                before |= new
+                waiting += new
+            if node.op_type != "ArgMin" or not any(nodes[k].op_type in _PRODUCTS for k in before):
+                found |= before
         return found
 
     # --- the rewriting

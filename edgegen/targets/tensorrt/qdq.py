@@ -21,6 +21,7 @@ from edgegen.quantize import Ranges
 from edgegen.quantize.rounding import Codes, nearest
 from edgegen.targets.placement import OPERATORS, Placement, place, watched
 from edgegen.targets.tensorrt.scales import fp8_weight, pack_int4, per_tensor
+from edgegen.targets.tensorrt.timed import scaled_by_time, time_type
 
 if TYPE_CHECKING:
     import onnx
@@ -34,7 +35,7 @@ PRECISIONS: Mapping[str, tuple[str, str | None]] = {
 BLOCK = 32
 """Values per int4 scale, where only weights are quantized and `codes` do not say otherwise."""
 BLOCKS = (16, 32, 64, 128)
-_FLOAT = 1
+_FLOAT, _INT64 = 1, 7
 _TYPE = {"int8": 3, "fp8": 17, "int4": 22}
 _OPSET = {"int8": 13, "fp8": 19, "int4": 21}
 """The first opset that has each type."""
@@ -118,10 +119,18 @@ def _check_codes(name: str, codes: Codes, shape: tuple[int, ...], axis: int, kin
 class _Quantizer:
     """Rewrites nodes one by one; keeps the constants that it added, and what it made of each tensor."""
 
-    def __init__(self, model: onnx.ModelProto, ranges: Ranges | None, precision: str, codes: Mapping[str, Codes]) -> None:
+    def __init__(self, model: onnx.ModelProto, ranges: Ranges | None, precision: str, codes: Mapping[str, Codes], time: str | None) -> None:
         from onnx import numpy_helper
 
-        self.ranges, self.precision, self.codes = ranges, precision, codes
+        self.model, self.ranges, self.precision, self.codes, self.time = model, ranges, precision, codes, time
+        self.ranks: dict[str, int] = {}
+        """Number of axes, of the tensors that have scales by time."""
+        if ranges is not None and time is not None:
+            self.ranks = scaled_by_time(model, ranges.rows, ranges, time)
+        self.factors: dict[str, str] = {}
+        """A tensor -> the scale of each row's time."""
+        self.indices: dict[tuple[float, ...], str] = {}
+        """Times -> the index of each row's time among them."""
         self.activations = PRECISIONS[precision][1]
         self.arrays = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == _FLOAT}
         self.taken = {v.name for v in model.graph.input} | {name for node in model.graph.node for name in (*node.input, *node.output)}
@@ -129,6 +138,8 @@ class _Quantizer:
         self.added: dict[str, Any] = {}
         self.dequantized: dict[Any, str] = {}
         """A tensor, or a weight with its axis -> its quantized and dequantized values."""
+        self.biases: dict[tuple[str, int], str] = {}
+        """A bias, number of axes -> it along axis 1 of them."""
 
     def name(self, wanted: str) -> str:
         while wanted in self.taken:
@@ -158,13 +169,78 @@ class _Quantizer:
         if tensor not in self.dequantized:
             if self.ranges is None:
                 raise CalibrationError(f"{self.precision} needs the range of tensor {tensor!r}, and no ranges were given")
-            scale = np.asarray(per_tensor(*self.ranges.at(tensor), kind))
+            source, scale = tensor, np.asarray(per_tensor(*self.ranges.at(tensor), kind))
+            if tensor in self.ranks:
+                source, scale = self.divided(tensor, kind), np.ones((), np.float32)
             parameters = [self.scale(f"{tensor}_scale", scale), self.zero(f"{tensor}_zero_point", kind, ())]
             codes, values = self.name(f"{tensor}_q"), self.name(f"{tensor}_dq")
-            self.nodes.append(helper.make_node("QuantizeLinear", [tensor, *parameters], [codes], f"{tensor}_Q"))
+            self.nodes.append(helper.make_node("QuantizeLinear", [source, *parameters], [codes], f"{tensor}_Q"))
             self.nodes.append(helper.make_node("DequantizeLinear", [codes, *parameters], [values], f"{tensor}_DQ"))
             self.dequantized[tensor] = values
         return self.dequantized[tensor]
+
+    def divided(self, tensor: str, kind: str) -> str:
+        """The tensor in units of its time's scale, so that its range is that of the codes; the scale goes to `factors`."""
+        from onnx import helper
+
+        assert self.ranges is not None
+        rows = self.ranges.rows[tensor]
+        scales = np.array([per_tensor(low, high, kind) for _, low, high in rows], np.float32)
+        table = self.scale(f"{tensor}_scales", scales.reshape([-1] + [1] * (self.ranks[tensor] - 1)))
+        factor, divided = self.name(f"{tensor}_factor"), self.name(f"{tensor}_divided")
+        index = self.index(tuple(time for time, _, _ in rows))
+        self.nodes.append(helper.make_node("Gather", [table, index], [factor], f"{tensor}_Gather", axis=0))
+        self.nodes.append(helper.make_node("Div", [tensor, factor], [divided], f"{tensor}_Div"))
+        self.factors[tensor] = factor
+        return divided
+
+    def index(self, times: tuple[float, ...]) -> str:
+        """int64[batch]: where each row's time is among `times`."""
+        from onnx import helper
+
+        if times not in self.indices:
+            assert self.time is not None
+            column = self.constant(f"{self.time}_column", _INT64, (2,), np.array([-1, 1], "<i8").tobytes())
+            known = self.scale(f"{self.time}_known", np.array([times]))
+            nearest_time: dict[str, Any] = {"axis": 1, "keepdims": 0}
+            steps = [("Reshape", [column], {}), ("Sub", [known], {}), ("Abs", [], {}), ("ArgMin", [], nearest_time)]
+            if time_type(self.model, self.time).elem_type != _FLOAT:
+                steps.insert(0, ("Cast", [], {"to": _FLOAT}))
+            value = self.time
+            for operator, constants, attributes in steps:
+                made = self.name(f"{self.time}_{operator.lower()}")
+                self.nodes.append(helper.make_node(operator, [value, *constants], [made], f"{made}_{operator}", **attributes))
+                value = made
+            self.indices[times] = value
+        return self.indices[times]
+
+    def multiplied(self, node: Any, tensor: str) -> None:
+        """Append a product with the codes of `tensor`, its rows multiplied by their scale, and its bias added after that."""
+        from onnx import helper
+
+        output, bias = node.output[0], node.input[2] if len(node.input) > 2 else ""
+        del node.input[2:]
+        node.output[0] = self.name(f"{output}_product")
+        scaled = self.name(f"{output}_scaled") if bias else output
+        self.nodes += [node, helper.make_node("Mul", [node.output[0], self.factors[tensor]], [scaled], f"{output}_Mul")]
+        if bias:
+            addend = self.channels(bias, self.ranks[tensor]) if node.op_type == "Conv" else bias
+            self.nodes.append(helper.make_node("Add", [scaled, addend], [output], f"{output}_Add"))
+
+    def channels(self, bias: str, rank: int) -> str:
+        """A convolution's bias along axis 1 of its output."""
+        from onnx import helper
+
+        key = bias, rank
+        if key not in self.biases:
+            shape = [1, -1] + [1] * (rank - 2)
+            if bias in self.arrays:
+                self.biases[key] = self.scale(f"{bias}_channels", self.arrays[bias].reshape(shape))
+            else:
+                sizes = self.constant(f"{bias}_shape", _INT64, (rank,), np.array(shape, "<i8").tobytes())
+                self.biases[key] = self.name(f"{bias}_channels")
+                self.nodes.append(helper.make_node("Reshape", [bias, sizes], [self.biases[key]], f"{self.biases[key]}_Reshape"))
+        return self.biases[key]
 
     def weight(self, name: str, axis: int, operator: str) -> str:
         """A DequantizeLinear over the weight's codes, the given or the nearest ones. axis: its output channels; operator: what reads it."""
@@ -194,11 +270,17 @@ class _Quantizer:
         return self.dequantized[key]
 
     def node(self, node: Any, placement: Placement | None) -> None:
-        if placement is not None:
-            if self.activations is not None:
-                node.input[0] = self.activation(node.input[0], self.activations)
-            node.input[1] = self.weight(placement.weight, placement.axis, node.op_type)
-        self.nodes.append(node)
+        if placement is None:
+            self.nodes.append(node)
+            return
+        tensor = node.input[0]
+        if self.activations is not None:
+            node.input[0] = self.activation(tensor, self.activations)
+        node.input[1] = self.weight(placement.weight, placement.axis, node.op_type)
+        if tensor in self.factors:
+            self.multiplied(node, tensor)
+        else:
+            self.nodes.append(node)
 
 
 def _with_opset(model: onnx.ModelProto, least: int) -> onnx.ModelProto:
@@ -220,14 +302,15 @@ def _with_opset(model: onnx.ModelProto, least: int) -> onnx.ModelProto:
 
 def quantize(
     model: onnx.ModelProto, placements: Sequence[Placement], ranges: Ranges | None, precision: str = "int8", *,
-    codes: Mapping[str, Codes] | None = None,
+    codes: Mapping[str, Codes] | None = None, time: str | None = None,
 ) -> onnx.ModelProto:  # fmt: skip
     """A copy of `model` with the planned nodes quantized. Same inputs, same bytes.
 
     ranges: of the tensors that `watched` names; int4 and w8a16 need none. codes: weights that are rounded already (`roundings` says how), by
-    name, those of other weights among them; the rest is rounded to nearest. fp8 takes opset 19 and int4 weights opset 21, to which older
-    models are converted. Raises CalibrationError for a range that is missing or not finite, BuildError for a precision or an opset that
-    cannot be had, or codes that do not fit their weight.
+    name, those of other weights among them; the rest is rounded to nearest. time: the network's time input, by which the tensors that
+    `scaled_by_time` names get the scale of each row's time; all others, and without it all, get one scale over all times.
+    fp8 takes opset 19 and int4 weights opset 21, to which older models are converted. Raises CalibrationError for a range that is missing or
+    not finite, BuildError for a precision or an opset that cannot be had, codes that do not fit their weight, or no such time input.
     """
     import onnx
 
@@ -236,7 +319,7 @@ def quantize(
     if len(result.graph.node) != len(model.graph.node):  # the converter added some: the placements' indices are the model's
         places = {node.output[0]: i for i, node in enumerate(result.graph.node)}
         placements = [replace(p, node=places[model.graph.node[p.node].output[0]]) for p in placements]
-    quantizer = _Quantizer(result, ranges, precision, codes or {})
+    quantizer = _Quantizer(result, ranges, precision, codes or {}, time)
     by_node = {p.node: p for p in placements}
     for i, node in enumerate(result.graph.node):
         quantizer.node(onnx.NodeProto.FromString(node.SerializeToString()), by_node.get(i))
