@@ -30,8 +30,6 @@ METHODS = ("smoothquant", "balance")
 ALPHAS = tuple(k / 20 for k in range(21))
 _SMALLEST, _LARGEST = 1e-4, 1e4
 """Factors are kept between these, so that neither side leaves the range of float16."""
-_GROWING = frozenset({"Mul", "Div", "Add", "Sub", "Gemm"})
-"""Operators whose constants may be given more values, up to the size of the result."""
 _DEVIATIONS = 3.0
 """The largest absolute value of a channel is taken for so many of its root mean squares, where these are not known."""
 
@@ -261,9 +259,7 @@ class _Network:
         """What multiplies an operand of arithmetic, or None; nothing but that node may read its value, and it only once."""
         name = self.nodes[i].input[k]
         if name in self.weights:
-            shape = self.weights[name].shape
-            grows = np.broadcast_shapes(r.shape, shape) != shape
-            return None if grows and self.nodes[i].op_type not in _GROWING else [(i, k, r)]
+            return [(i, k, r)]
         alone = all(reader == i or self.nodes[reader].op_type == "Shape" for reader in self.readers[name])
         if not alone or name in self.outputs or list(self.nodes[i].input).count(name) > 1:
             return None
@@ -356,10 +352,9 @@ def _full(r: Array, rank: int) -> Array:
 
 def _unsqueeze(net: _Network, i: int, tensor: str, r: Array) -> Edits:
     axes, rank = net.constant(i, 1), len(net.shapes.get(tensor, ()))
-    if axes is None or r.ndim > rank:
+    if axes is None or not rank:
         return None
-    full, gone = _full(r, rank), tuple(int(a) % rank for a in axes)
-    return net.operand(i, 0, full.squeeze(gone)) if all(full.shape[a] == 1 for a in gone) else None
+    return net.operand(i, 0, _full(r, rank).squeeze(tuple(int(a) % rank for a in axes)))
 
 
 def _transpose(net: _Network, i: int, tensor: str, r: Array) -> Edits:
@@ -389,7 +384,7 @@ def _split(net: _Network, i: int, tensor: str, r: Array) -> Edits:
     axis = attribute(node, "axis", 0) % rank
     sizes = [net.shapes[name][axis] if len(net.shapes.get(name, ())) == rank else None for name in node.output]
     known = [n for n in sizes if n is not None]
-    if len(known) < len(sizes) or r.ndim > rank:
+    if len(known) < len(sizes):
         return None
     k, full = list(node.output).index(tensor), _full(r, rank)
     whole = np.ones((*full.shape[:axis], sum(known), *full.shape[axis + 1 :]))
