@@ -120,6 +120,7 @@ def build(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be built; build nothing.")] = False,
     settings: SetOption = None,
     target: Annotated[str | None, typer.Option("--target", help="Also build for a kind of device: a target profile, by name or .toml file.")] = None,
+    only: Annotated[str | None, typer.Option("--only", help="The variants that the bundle holds, separated by commas.")] = None,
     until: Annotated[str, typer.Option("--until", help="Stop after this stage: export, calibrate, quantize, compile, measure or pack.")] = "pack",
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Time the candidates and drop slow ones; without it builds are reproducible.")
@@ -139,6 +140,8 @@ def build(
     if target is not None:
         path = Path(target).resolve() if target.endswith(".toml") else target
         settings = [*(settings or ()), f"target.profile={path}"]
+    if only is not None:
+        settings = [*(settings or ()), f"target.variants={json.dumps(only.split(','))}"]
     plan = _plan(recipe, settings, trust_pickle)
     output = output or Path(f"{plan.recipe.name}.edgegen")
     if dry_run:
@@ -601,6 +604,31 @@ def _print_comparison(found: Any, snr: float, top: int) -> None:
         names = [str(i) if time is None else f"{time:g}" for i, (time, _) in enumerate(output.curve, 1)]
         print(f"{output.tensor}, dB by time: {', '.join(f'{n}: {snr_db:.1f}' for n, (_, snr_db) in zip(names, output.curve, strict=True))}")
     print(f"no tensor is below {snr:g} dB" if first is None else f"the first tensor below {snr:g} dB is {first}")
+
+
+@app.command()
+def report(
+    file: BundleArgument,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The HTML file to write.")] = Path("report.html"),
+    samples: Annotated[int, typer.Option("--samples", min=0, help="Samples of each variant to make and compare; 0 runs no network.")] = 8,
+    seed: Annotated[int, typer.Option("--seed", help="Of the first sample.")] = 0,
+    threads: ThreadsOption = 0,
+) -> None:
+    """Write what was measured of a bundle, with samples of each variant that runs here, as one HTML file."""
+    from edgegen.bundle import open_bundle
+    from edgegen.report.page import check_jinja, draw_samples, report_page
+    from edgegen.workspace import check_writable, write_atomically
+
+    check_jinja()
+    check_writable(output)
+    bundle, drawn = open_bundle(file), None
+    if samples:
+        with _bars() as bar:
+            drawn = draw_samples(
+                bundle, samples=samples, seed=seed, threads=threads, progress=lambda what, done, total: bar("report", what, done, total)
+            )  # fmt: skip
+    write_atomically(output, report_page(bundle, drawn).encode())
+    print(output)
 
 
 @app.command()

@@ -1,1 +1,4 @@
-"""Pictures of what was measured. Needs matplotlib (`pip install 'edgegen[report]'`), which is imported inside."""
+"""What was measured, for people: a bundle's report as one HTML page (jinja2), and solvers' curves as a PNG (matplotlib).
+
+Both come with `pip install 'edgegen[report]'` and are imported inside.
+"""
