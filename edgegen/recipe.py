@@ -164,11 +164,13 @@ class Target(_Section, frozen=True):
 
     form: of the default program: "stepwise", "fused" (one network for all steps), or "auto" for what is measured to be fastest. profile: a kind of
     device by its name or a .toml file (docs/targets.md): variants for its engine are made beside those for ONNX Runtime. precisions: of those.
+    variants: those that the bundle holds; all that pass, if none is named.
     """
 
     engine: str = "onnxruntime"
     profile: str | None = None
     precisions: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     form: Literal["auto", "stepwise", "fused"] = "auto"
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from edgegen import __version__, canonical
 from edgegen.bundle import Golden, Manifest, ProgramEntry, Variant, bundle_bytes, open_bundle, parse_bundle
 from edgegen.calibration import Batch, CalibrationContext, calibration_inputs, collect_record, read_batches, write_batches
-from edgegen.errors import BuildError, GateError, ProgramError, RuntimeFault, Status
+from edgegen.errors import BuildError, GateError, ProgramError, RuntimeFault, Status, nearest
 from edgegen.fusing import with_fused
 from edgegen.judging import Judge, TimedComponent
 from edgegen.onnx_export import export_component
@@ -495,6 +495,19 @@ def measure(plan: Plan, compiled: Path, out: Path, progress: Progress) -> None:
     _write_json(out / "measured.json", {"program": program, "batch": 1, "machine": machine(), "candidates": rows})
 
 
+def _wanted(plan: Plan, variants: Sequence[Variant], verdicts: Mapping[str, Any]) -> Sequence[Variant]:
+    """The variants that the recipe names; all, if it names none. Raises GateError if one that it names is not there, with the reason."""
+    names = plan.recipe.target.variants
+    if not names:
+        return variants
+    there = {v.name for v in variants}
+    for name in names:
+        if name not in there:
+            reason = verdicts[name]["why"] if name in verdicts else f"it was not built: {nearest(name, verdicts)}"
+            raise GateError(f"target.variants asks for {name!r}: {reason}")
+    return [v for v in variants if v.name in names]
+
+
 def pack(plan: Plan, exported: Path, quantized: Path | None, compiled: Path, measured: Path | None) -> bytes:
     """The bundle: the variants that passed, the fastest first; slower ones than float left out; recipe, report and figures with them."""
     bundle = open_bundle(compiled / "candidates.edgegen")
@@ -525,11 +538,15 @@ def pack(plan: Plan, exported: Path, quantized: Path | None, compiled: Path, mea
         if plan.recipe.target.form == "auto":
             variants = [replace(v, fused=()) for v in variants]  # not measured, so not known to be faster
         variants = sorted(variants, key=lambda v: v.engine == "onnxruntime")
+    variants = _wanted(plan, variants, verdicts)
     documents["report"] = {"export": _read_json(exported / "export.json"), "variants": verdicts}
     if quantized is not None:
         made = _read_json(quantized / "quantize.json")
         documents["report"]["quantize"] = {"nodes": made["nodes"], "refused": made["refused"]}
         documents["quantization"] = made["quantization"]
+        if plan.recipe.target.variants:
+            kept = {n: v for n, v in made["quantization"]["variants"].items() if n in plan.recipe.target.variants}
+            documents["quantization"] = made["quantization"] | {"variants": kept}
         for name, variant in documents["quantization"]["variants"].items():
             programs = verdicts.get(name, {}).get("programs", {})
             variant["error"]["validation"] = max((p["relative_error"] for p in programs.values()), key=float, default="")

@@ -169,7 +169,11 @@ def test_a_gate_that_float_cannot_pass_exits_3(tmp_path):
 
 def test_a_variant_that_fails_the_gate_stays_out_with_its_figures(tmp_path):
     write_tiny(tmp_path)
-    _, err = edgegen("build", "recipe.toml", "--no-measure", "--cache-dir", "c", "--set", "gate.psnr_db=200", cwd=tmp_path)
+    settings = ["--set", "gate.psnr_db=200", "--set", "gate.repair=0"]
+    _, err = edgegen("build", "recipe.toml", "--no-measure", "--cache-dir", "c", *settings, cwd=tmp_path, code=3)
+    assert "int8: too far from the float network's samples" in err and "the gate asks 200.0 dB" in err
+    assert not (tmp_path / "tiny.edgegen").exists()
+    _, err = edgegen("build", "recipe.toml", "--no-measure", "--cache-dir", "c", *settings, "--set", "gate.required=false", cwd=tmp_path)
     assert "int8 stays out" in err and "the gate asks 200.0 dB" in err
     out, _ = edgegen("inspect", "tiny.edgegen", cwd=tmp_path, env={"COLUMNS": "160"})
     assert "(int8)" in out and "left out" in out

@@ -40,7 +40,8 @@ def replaced(tmp_path, old, new):
         ("minimum = 0", "minimum = 7", "minimum 7.0 is above maximum 3.0"),
         ("[conditions.label]", "[conditions.seed]", "generate\\(\\) has an argument of that name"),
         ('name = "vp_linear"', "", r"\[process\] needs a name"),
-        ("[gate]", "[quantization]\nprecisions = ['int4']\n[gate]", "Known: int8"),
+        ("rules = []", "precisions = ['int4']", "quantization.precisions: did you mean 'int8'"),
+        ("rules = []", "rules = ['lst']", "quantization.rules: did you mean 'last'"),
         ("schema = 1", "schema = = 1", "not valid TOML"),
     ],
 )  # fmt: skip

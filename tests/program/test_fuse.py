@@ -12,6 +12,8 @@ import edgegen
 from edgegen.bundle import open_bundle
 from edgegen.diffusion import make_process
 from edgegen.errors import ProgramError, RuntimeFault
+from edgegen.fusing import timed_scales
+from edgegen.judging import TimedComponent
 from edgegen.pipeline import Options, build
 from edgegen.plan import make_plan
 from edgegen.program import (
@@ -38,7 +40,7 @@ from edgegen.program import (
     normals,
     verify,
 )
-from edgegen.program.fuse import fuse
+from edgegen.program.fuse import Timed, fuse
 from edgegen.program.roll import Varying, roll
 from edgegen.recipe import load_recipe
 from edgegen.solvers.table import why_not
@@ -58,7 +60,7 @@ def looping_bundle(tmp_path_factory):
     names = [name for name, reason in why_not(make_process("vp_linear"), "sample", 7).items() if not reason and name != "ddgan"]
     entries = "".join(f'[[programs]]\nsolver = "{name}"\nsteps = [7]\nguidance = 1.5\n\n' for name in names if name != "gl_lcm")
     entries += '[[programs]]\nsolver = "ddim"\nsteps = [40]\nguidance = 1.5\n\n'
-    recipe.write_text(head + entries + "[calibration]" + tail.partition("[calibration]")[2] + "\n[quantization]\nprecisions = []\n")
+    recipe.write_text(head + entries + "[calibration]" + tail.partition("[calibration]")[2].replace("rules = []", "precisions = []"))
     return build(make_plan(load_recipe(recipe), folder), folder / "looping.edgegen", Workspace(folder / "cache"), Options(measured=False))
 
 
@@ -78,9 +80,35 @@ def test_each_program_of_a_bundle_gives_the_same_fused(tiny_bundle, batch):
             assert np.abs(found - fused.generate(seed=6, batch=batch, program=name, label=label)).max() > 1e-3
 
 
-def test_int8_networks_fuse_too(tiny_bundle):
-    with edgegen.load(tiny_bundle, variant="int8", threads=1) as stepwise, edgegen.load(tiny_bundle, variant="int8", threads=1, fused=True) as fused:
-        np.testing.assert_allclose(fused.generate(seed=1), stepwise.generate(seed=1), rtol=1e-3, atol=1e-3)
+def test_int8_networks_fuse_with_scales_of_their_own_at_each_time(tiny_bundle):
+    """Equal to running a network per time; not equal to the one that has a scale for all."""
+    bundle = open_bundle(tiny_bundle)
+    variant = next(v for v in bundle.manifest.variants if v.name == "int8")
+    program = bundle.programs["dpmpp_2m-4"]
+    (scales,) = timed_scales(bundle, variant, program.name).values()
+    assert len(scales.times) == 4
+    with (
+        TimedComponent(
+            "denoiser", network_of(bundle, variant, "denoiser"), bundle.manifest.components["denoiser"], "t", scales.constants, 1
+        ) as timed,
+        edgegen.load(tiny_bundle, variant="int8", threads=1, fused=True) as fused,
+    ):
+        inputs = {"label": np.ones(1, np.int64)} | initial_state(program, normals(1, 0, (1, 1, 8, 8)))
+        wanted = interpret(program, {"denoiser": timed}, inputs, seed=1)["sample"]
+        found = fused.generate(seed=1, label=1)
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
+    with edgegen.load(tiny_bundle, variant="int8", threads=1) as stepwise:
+        assert np.abs(stepwise.generate(seed=1, label=1) - found).max() > 2e-3
+
+
+def test_a_time_that_was_not_calibrated_is_refused_by_name(tiny_bundle):
+    bundle = open_bundle(tiny_bundle)
+    variant = next(v for v in bundle.manifest.variants if v.name == "int8")
+    model, inputs = network_of(bundle, variant, "denoiser"), {"x_T": ("float32", (1, 8, 8)), "label": ("int64", ())}
+    (scales,) = timed_scales(bundle, variant, "dpmpp_2m-4").values()
+    assert timed_scales(bundle, variant, "ddim-3") == {}
+    with pytest.raises(ProgramError, match=r"'ddim-3'.*evaluated at the time 0\.\d+, and it was quantized for 0\.0"):
+        fuse(bundle.programs["ddim-3"], {"denoiser": model}, inputs, 1, timed={"denoiser": Timed("t", scales.constants)})
 
 
 def test_a_call_with_on_step_runs_step_by_step(tiny_bundle):

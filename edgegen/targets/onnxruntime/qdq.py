@@ -103,7 +103,7 @@ class _Emitter:
             codes = self.codes.get(name) or nearest(self.arrays[name], axis, 8)
             if transposed:
                 codes = replace(codes, codes=np.ascontiguousarray(codes.codes.T), axis=1)
-            self.weights[name, True] = self.take(store_codes(name, codes, as_int8=True))
+            self.weights[name, True] = self.take(store_codes(len(self.weights), codes, as_int8=True))
         return self.weights[name, True]
 
     def float_weight(self, name: str, axis: int) -> str:
@@ -112,7 +112,8 @@ class _Emitter:
         if how is None:
             return name
         if (name, False) not in self.weights:
-            made = store_float(f"{name}_stored", self.arrays[name], how, axis) if isinstance(how, str) else store_codes(f"{name}_stored", how)
+            number = len(self.weights)
+            made = store_float(number, name, self.arrays[name], how, axis) if isinstance(how, str) else store_codes(number, how)
             self.weights[name, False] = self.take(made)
         return self.weights[name, False]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -63,22 +64,31 @@ class TimedScales:
         return all(isinstance(o, Imm) and float(np.float32(o.value)) in self.times for o in operands)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON: [name, rows [time, scale, zero point]] for each tensor, floats as hex strings."""
+        """Plain JSON: the times, and for each tensor [name, scales, zero points] in their order; floats are the bits of float32 as whole numbers."""
+        times = sorted(self.times)
         names = sorted({name for tensors in self.times.values() for name in tensors})
-        rows = [[name, [[time.hex(), self.times[time][name][0].hex(), self.times[time][name][1]] for time in sorted(self.times)]] for name in names]
-        return {"input": self.input, "integers": self.integers, "tensors": rows}
+        rows = [[name, _bits([self.times[t][name][0] for t in times]), [self.times[t][name][1] for t in times]] for name in names]
+        return {"input": self.input, "integers": self.integers, "times": _bits(times), "tensors": rows}
 
     @classmethod
     def from_json(cls, value: Any) -> TimedScales:
         """The inverse of `to_json`. Raises BundleError for anything else, and for scales that are not positive and finite."""
         try:
-            times: dict[float, dict[str, tuple[float, int]]] = {}
-            for name, rows in value["tensors"]:
-                for time, scale, zero in rows:
-                    times.setdefault(float.fromhex(time), {})[name] = float.fromhex(scale), int(_DTYPES[value["integers"]](zero))
-            scales = np.array([scale for tensors in times.values() for scale, _ in tensors.values()])
-            if not isinstance(value["input"], str) or not (np.isfinite(scales).all() and (scales > 0.0).all()):
-                raise ValueError("a scale that is not positive and finite")
-            return cls(value["input"], value["integers"], times)
+            times: dict[float, dict[str, tuple[float, int]]] = {time: {} for time in _floats(value["times"])}
+            dtype = _DTYPES[value["integers"]]
+            for name, scales, zeros in value["tensors"]:
+                for time, scale, zero in zip(times, _floats(scales), zeros, strict=True):
+                    if not (math.isfinite(scale) and scale > 0.0):
+                        raise ValueError(f"tensor {name!r} has the scale {scale}")
+                    times[time][str(name)] = scale, int(np.array(zero, dtype))
+            return cls(str(value["input"]), value["integers"], times)
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as e:
             raise BundleError(f"the document 'scales' is malformed: {e}", Status.INCONSISTENT) from e
+
+
+def _bits(values: Sequence[float]) -> list[int]:
+    return [int(v) for v in np.array(values, "<f4").view("<u4")]
+
+
+def _floats(bits: Any) -> list[float]:
+    return [float(v) for v in np.array(bits, "<u4").view("<f4")]
