@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgegen.errors import CalibrationError, Status
+from edgegen.quantize.fp8 import LARGEST_FP8, encode_fp8
 from edgegen.quantize.scales import SMALLEST_SCALE
 
-__all__ = ["LARGEST", "encode_fp8", "fp8_weight", "pack_int4", "per_tensor"]
+__all__ = ["LARGEST", "fp8_weight", "pack_int4", "per_tensor"]
 
-LARGEST = {"int8": 127.0, "fp8": 448.0}
+LARGEST = {"int8": 127.0, "fp8": LARGEST_FP8}
 """The largest value that activations of each type get; -128 is left out, so that the codes are symmetric."""
 
 Floats = npt.NDArray[np.float32]
@@ -38,7 +39,7 @@ def fp8_weight(weight: Floats, axis: int) -> tuple[Bytes, Floats]:
         raise CalibrationError("a weight holds NaN or infinity and cannot be quantized", Status.NONFINITE)
     others = tuple(i for i in range(weight.ndim) if i != axis)
     largest = np.abs(weight).max(axis=others, keepdims=True).astype(np.float64)
-    scale = np.maximum(largest / LARGEST["fp8"], SMALLEST_SCALE).astype(np.float32)
+    scale = np.maximum(largest / LARGEST_FP8, SMALLEST_SCALE).astype(np.float32)
     return encode_fp8(weight.astype(np.float64) / scale), scale.ravel()
 
 
@@ -48,21 +49,3 @@ def pack_int4(codes: npt.NDArray[np.int8]) -> bytes:
     if len(nibbles) % 2:
         nibbles = np.append(nibbles, np.uint8(0))
     return (nibbles[0::2] | (nibbles[1::2] << 4)).astype(np.uint8).tobytes()
-
-
-def _fp8_values() -> npt.NDArray[np.float64]:
-    """The 127 values of E4M3FN from 0 to 448, by code: 3 bits of fraction, exponent bias 7, subnormals below 2^-6."""
-    codes = np.arange(127)
-    exponent, fraction = codes >> 3, codes & 7
-    return np.where(exponent == 0, fraction * 2.0**-9, (8 + fraction) * 2.0 ** (exponent - 10.0))
-
-
-def encode_fp8(values: npt.NDArray[np.float64]) -> Bytes:
-    """E4M3FN bytes: to nearest, ties to even, saturating at 448."""
-    table = _fp8_values()
-    middle = (table[1:] + table[:-1]) / 2
-    magnitude = np.abs(values)
-    code = np.searchsorted(middle, magnitude, side="left")
-    tie = (code < len(middle)) & (magnitude == middle[np.minimum(code, len(middle) - 1)]) & (code % 2 == 1)
-    codes: Bytes = ((code + tie) | np.where(np.signbit(values), 0x80, 0)).astype(np.uint8)
-    return codes
