@@ -21,9 +21,10 @@ from edgegen import canonical
 from edgegen.bundle import bundle_bytes, open_bundle, parse_bundle
 from edgegen.cli import main
 from edgegen.errors import RuntimeFault, Status
+from edgegen.fusing import with_fused
 from edgegen.report.blocks import bars, number, shaded
 from edgegen.report.charts import Line, band_chart, line_chart, log_ticks, point_chart, ticks
-from edgegen.report.page import draw_samples, report_page
+from edgegen.report.page import draw_samples, report_page, shrunk
 from tests.tiny import stream_bundle
 
 pytest.importorskip("jinja2")
@@ -178,6 +179,16 @@ def test_pictures_are_the_samples_of_the_session(whole, tiny_bundle):
     assert "label is its default, 1" in html
 
 
+def test_wide_images_are_averaged_in_squares():
+    images = np.random.default_rng(1).normal(size=(2, 3, 7, 9))
+    small = shrunk(images, 4)
+    assert small.shape == (2, 3, 3, 4)
+    for y in range(3):
+        for x in range(4):
+            assert small[:, :, y, x] == pytest.approx(images[:, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].sum((2, 3)) / 4)
+    assert np.array_equal(shrunk(images, 5), images) and shrunk(images[:, :, :1], 2).shape == (2, 3, 1, 9)
+
+
 def test_equal_inputs_give_equal_bytes(whole):
     bundle, html = whole
     assert report_page(bundle, draw_samples(bundle, samples=3, seed=5, threads=1)) == html
@@ -205,6 +216,18 @@ def test_points_without_a_search_are_the_variants(tiny_bundle):
     html = report_page(with_documents(tiny_bundle, quantization=document, measured=MEASURED))
     points = Page(html[html.index('id="speed"') : html.index('id="steps"')].partition(">")[2].replace("</section>", "").replace("<section ", "")).text
     assert "float32 0 4.567" in points and "int8 0.0321 2.345" in points
+
+
+def test_a_fused_variant_is_drawn_as_it_ships_and_its_steps_are_shown(tiny_bundle):
+    bundle = open_bundle(tiny_bundle)
+    members = {name: bundle.member(name) for name in bundle.table}
+    fused, added = with_fused(bundle, next(v for v in bundle.manifest.variants if v.name == "int8"))
+    variants = tuple(fused if v.name == "int8" else v for v in bundle.manifest.variants)
+    bundle = parse_bundle(bundle_bytes(replace(bundle.manifest, variants=variants), members | added), "fused")
+    drawn = draw_samples(bundle, samples=1, threads=1)
+    assert drawn.made["int8"].fused == (False, True) and drawn.steps["int8"].fused == (False, False) and len(drawn.steps["int8"].steps) == 4
+    html = report_page(bundle, drawn)
+    assert "int8: ships fused, and these are its steps" in html and f"{drawn.made['int8'].error:.5f}" in html
 
 
 def test_a_variant_that_does_not_run_here_is_named(tiny_bundle, monkeypatch):

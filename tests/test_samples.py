@@ -209,7 +209,7 @@ def test_fused_variants_are_compared_as_they_ship(command, tiny_bundle, fused_bu
         assert np.array_equal(found.a[1:], session.generate(seed=1, label=int(found.conditions["label"][1])))
     assert found.fused == (True, True) and found.steps == () and found.error > 0.0
     forced = compare_samples(*pair, samples=2, stepwise=True, threads=1)
-    assert forced.fused == (False, False) and len(forced.steps) == 4 and forced.error == pytest.approx(found.error, rel=0.2)
+    assert forced.fused == (False, False) and len(forced.steps) == 4 and np.allclose(forced.a, found.a, atol=1e-5)
     mixed = compare_samples(open_side(f"{tiny_bundle}:float32"), pair[1], samples=1, threads=1)
     assert mixed.fused == (False, True) and mixed.steps == ()
     assert compare_samples(*pair, samples=1, program="dpmpp_2m-2", threads=1).fused == (False, False)  # only the default program is fused

@@ -31,7 +31,7 @@ from edgegen.report.charts import COLOURS, Line, band_chart, line_chart, point_c
 from edgegen.samples import SampleComparison, compare_samples
 from edgegen.spec import ConditionSpec, draw_condition
 
-__all__ = ["Drawn", "check_jinja", "draw_samples", "report_page"]
+__all__ = ["Drawn", "check_jinja", "draw_samples", "report_page", "shrunk"]
 
 Array = npt.NDArray[Any]
 Progress = Callable[[str, int, int], None]
@@ -39,7 +39,7 @@ Progress = Callable[[str, int, int], None]
 
 _SMALL_CHARTS = 24
 _WIDEST = 168
-"""Pixels of an image's width; wider ones are shown smaller."""
+"""Pixels of an image's width; of those that are twice as wide or wider, squares of pixels are averaged."""
 _COLUMNS = 4
 _CURVES = 6
 
@@ -54,13 +54,14 @@ def check_jinja() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Samples of each variant that runs here, compared with the reference's, step by step; and why the others do not run.
+    """Samples of each variant that runs here, as it ships, compared with the reference's; and why the others do not run.
 
-    words: what the conditions are.
+    steps: the same step by step. words: what the conditions are.
     """
 
     reference: str
     made: Mapping[str, SampleComparison]
+    steps: Mapping[str, SampleComparison]
     elsewhere: Mapping[str, str]
     words: str
 
@@ -73,18 +74,23 @@ def draw_samples(bundle: Bundle, *, samples: int, seed: int = 0, threads: int = 
     variants = {v.name: v for v in bundle.manifest.variants}
     reference = "float32" if "float32" in variants else next(iter(variants))
     conditions, words = _conditions(bundle.manifest.conditions, samples, seed)
-    made, elsewhere = {}, {}
+    made, steps, elsewhere = {}, {}, {}
     sides = {name: Side(name, {}, bundle, variant) for name, variant in variants.items()}
+
+    def compared(side: Side, *, stepwise: bool) -> SampleComparison:
+        return compare_samples(
+            sides[reference], side, samples=samples, seed=seed, conditions=conditions, stepwise=stepwise, threads=threads
+        )  # fmt: skip
+
     for i, (name, side) in enumerate(sides.items()):
         if progress is not None:
             progress(f"samples of {name}", i, len(sides))
         try:
-            made[name] = compare_samples(
-                sides[reference], side, samples=samples, seed=seed, conditions=conditions, stepwise=True, threads=threads
-            )  # fmt: skip
+            made[name] = compared(side, stepwise=False)
+            steps[name] = compared(side, stepwise=True) if any(made[name].fused) else made[name]
         except RuntimeFault as e:
             elsewhere[name] = str(e)
-    return Drawn(reference, made, elsewhere, words)
+    return Drawn(reference, made, steps, elsewhere, words)
 
 
 def _conditions(specs: Sequence[ConditionSpec], samples: int, seed: int) -> tuple[dict[str, Array], str]:
@@ -120,7 +126,7 @@ def _template() -> Any:
     return environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
 
 
-def _shrunk(images: Array, width: int) -> Array:
+def shrunk(images: Array, width: int) -> Array:
     """float[N, C, H, W] with squares of pixels averaged until they are less than twice as wide as `width`; what is left over is cut off."""
     n, c, h, w = images.shape
     factor = max(1, min(w // width, h))
@@ -233,7 +239,7 @@ class _Page:
         if not drawn.made:
             return Section("samples", title, notes, "No variant runs here: edgegen doctor says what is missing.")
         first = next(iter(drawn.made.values()))
-        seeds = f"{first.program}, seeds {first.seed} to {first.seed + len(first.a) - 1}, step by step"
+        seeds = f"{first.program}, seeds {first.seed} to {first.seed + len(first.a) - 1}, each variant as it ships"
         figures = [figure for name, found in drawn.made.items() for figure in self._pictures(name, found, drawn.reference)]
         return Section("samples", title, [Note("; ".join(word for word in (seeds, drawn.words) if word) + "."), Grid(figures), *notes])
 
@@ -243,7 +249,7 @@ class _Page:
         caption = f"{name}, the reference" if name == reference else f"{name}, relative error {found.error:.5f}"
         if spec.kind == "image":
             columns = min(_COLUMNS, len(found.b))
-            shown = _shrunk(found.b, _WIDEST)
+            shown = shrunk(found.b, _WIDEST)
             data = png_bytes(shown, spec.low, spec.high, columns=columns, scale=max(1, _WIDEST * 2 // (columns * shown.shape[3])))
             return [Figure(caption, picture=f"data:image/png;base64,{base64.b64encode(data).decode()}")]
         figures = []
@@ -284,9 +290,11 @@ class _Page:
         curves = {name: rows for name, q in self.quantized.items() if (rows := pairs(q.get("steps"), 2))}
         words = "relative error of the state, as the build measured it"
         if not curves and self.drawn is not None:
-            found = {name: made for name, made in self.drawn.made.items() if name != self.drawn.reference and made.steps}
+            found = {name: made for name, made in self.drawn.steps.items() if name != self.drawn.reference and made.steps}
             curves = {name: [[f"{s.time:g}", f"{s.error:.5g}"] for s in made.steps] for name, made in found.items()}
-            words = f"relative error of the state to that of {self.drawn.reference}, over the samples above; time: where the step ends"
+            words = f"relative error of the state to that of {self.drawn.reference}, at the seeds above; time: where the step ends"
+            fused = [name for name in found if self.drawn.made[name].fused[1]]
+            words += f"; {', '.join(fused)}: ships fused, and these are its steps, with scales for all times" if fused else ""
         if not curves:
             command = "edgegen compare A B --samples 20 prints it for two variants"
             return Section("steps", title, missing=f"Left out: no variant beside the reference was measured step by step. {command}.")
