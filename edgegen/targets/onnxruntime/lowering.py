@@ -141,10 +141,17 @@ class _Graph:
 
 
 def _open(model: onnx.ModelProto) -> _Graph | None:
-    """The model's graph, or None for one whose operators have other forms or that holds subgraphs or functions."""
+    """The model's graph, or None for one whose operators have other forms or are unknown, or that holds subgraphs or functions."""
+    from onnx.shape_inference import InferenceError
+
     opsets = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
     nested = any(a.HasField("g") or a.graphs for n in model.graph.node for a in n.attribute)
-    return None if not opsets or min(opsets) < _OPSET or nested or model.functions else _Graph(model)
+    if not opsets or min(opsets) < _OPSET or nested or model.functions:
+        return None
+    try:
+        return _Graph(model)
+    except InferenceError:
+        return None
 
 
 def lower(model: onnx.ModelProto) -> onnx.ModelProto:
