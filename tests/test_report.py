@@ -44,7 +44,7 @@ QUANTIZATION = {
     },
     "tensors": [
         {"name": "calm", "drift": "1.06", "rows": [[t, "-0.278", f"3.{k}1"] for k, t in enumerate(TIMES)]},
-        {"name": "wild", "drift": "7.52", "rows": [[t, f"-{k}.5", "4.75"] for k, t in enumerate(TIMES)]},
+        {"name": "wild", "drift": "7.52", "rows": [[t, f"-{k}.5", "4.75"] for k, t in reversed(list(enumerate(TIMES)))]},
     ],
     "sensitivity": [
         {"node": "conv1", "tensor": "weight", "error": "0.00123", "saves_ms": "0.121", "steps": [[t, f"0.000{k}3"] for k, t in enumerate(TIMES, 1)]},
@@ -160,6 +160,7 @@ def test_the_worst_drift_is_first_and_the_chosen_candidate_marked(whole):
     assert labels == ["range of wild", "range of calm"]
     drifts = html[html.index('id="drift"') : html.index('id="sensitivity"')]
     assert drifts.index("wild") < drifts.index("calm") and 'style="width:100px"></span>7.52' in drifts and 'style="width:14px"></span>1.06' in drifts
+    assert Page(whole[1]).text.index("wild 999 -0.5 4.75") < Page(whole[1]).text.index("wild 401.5 -1.5 4.75")  # from the noisiest on
     points = html[html.index('id="speed"') : html.index('id="steps"')]
     assert "<b>1 layers in float</b>" in points and points.count('class="dot mark"') == 1 and points.count('class="dot s0"') == 3
     assert 'class="bound"' in points
@@ -216,6 +217,17 @@ def test_points_without_a_search_are_the_variants(tiny_bundle):
     html = report_page(with_documents(tiny_bundle, quantization=document, measured=MEASURED))
     points = Page(html[html.index('id="speed"') : html.index('id="steps"')].partition(">")[2].replace("</section>", "").replace("<section ", "")).text
     assert "float32 0 4.567" in points and "int8 0.0321 2.345" in points
+
+
+def test_the_summary_has_the_worst_program(tiny_bundle):
+    programs = {
+        "dpmpp_2m-4": {"psnr_db": "46.51", "relative_error": "0.01663"},
+        "dpmpp_2m-4.fused": {"psnr_db": "40.48", "relative_error": "0.02805"},
+    }
+    report = {"variants": {"int8": {"passed": 1, "why": "", "bytes": 3, "programs": programs}, "float32": {"programs": {"a": {"psnr_db": "inf"}}}}}
+    html = report_page(with_documents(tiny_bundle, report=report, quantization={}))
+    summary = html[html.index("variants, the first choice") : html.index("</table>", html.index("variants, the first choice"))]
+    assert "40.48" in summary and "0.02805" in summary and "46.51" not in summary and ">inf<" in summary
 
 
 def test_a_fused_variant_is_drawn_as_it_ships_and_its_steps_are_shown(tiny_bundle):

@@ -138,6 +138,12 @@ def _object(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _size(value: str) -> float:
+    """A number to be sorted by; what is none, or infinite, is the largest."""
+    found = number(value)
+    return math.inf if found is None else found
+
+
 def _curves_by_time(curves: Mapping[str, Sequence[Sequence[str]]]) -> tuple[list[str], list[Line]]:
     """(times, lines) of name -> rows (time, value): the times in the order in which they first come, a place for each in every line."""
     positions = list(dict.fromkeys(row[0] for rows in curves.values() for row in rows))
@@ -183,10 +189,12 @@ class _Page:
     def _error(self, name: str, seeds: str = "validation") -> str:
         """The relative error of a variant's final samples on the gate's seeds, or on those of "calibration"; "" where nobody measured it."""
         error = text(_object(self.quantized.get(name, {}).get("error")).get(seeds))
-        return error or (text(self._default_program(name).get("relative_error")) if seeds == "validation" else "")
+        return error or (self._worst(name, "relative_error", max) if seeds == "validation" else "")
 
-    def _default_program(self, name: str) -> dict[str, Any]:
-        return _object(_object(self.verdicts.get(name, {}).get("programs")).get(self.bundle.manifest.programs[0].name))
+    def _worst(self, name: str, key: str, pick: Callable[..., str]) -> str:
+        """A figure of a variant at the gate, of the program where it is worst."""
+        figures = [text(figures.get(key)) for _, figures in entries(self.verdicts.get(name, {}).get("programs"))]
+        return pick((f for f in figures if f), key=_size, default="")
 
     def summary(self) -> Section:
         f = self.facts
@@ -206,7 +214,7 @@ class _Page:
             rows.append(
                 [
                     cell(name, strong=name == self.shipped[0]), cell(self._kind(name)), cell(f"{size / 1e6:.2f}" if isinstance(size, int) else ""),
-                    cell(self.milliseconds.get(name)), cell(self._default_program(name).get("psnr_db")), cell(self._error(name)),
+                    cell(self.milliseconds.get(name)), cell(self._worst(name, "psnr_db", min)), cell(self._error(name)),
                     cell(self._error(name, "calibration")), cell(here),
                     cell(place), cell(verdict.get("why")),
                 ]
@@ -215,7 +223,8 @@ class _Page:
         where = text(self.measured.get("machine"))
         note = f"ms: one sample of {text(self.measured.get('program'))} on {where}. " if where else ""
         blocks.append(table(headings, rows, "variants, the first choice first"))
-        words = "PSNR and relative error: final samples against the float network's, at the gate's seeds; choosing: at those that the build chose by."
+        words = "PSNR and relative error: final samples against the float network's, of the worst program, at the gate's seeds; "
+        words += "choosing: at the seeds that the build chose by."
         blocks.append(Note(note + words))
         if self.drawn is not None and self.drawn.made:
             blocks.append(Note(f"Error here: the mean relative error of the samples below against those of {self.drawn.reference}."))
@@ -303,8 +312,11 @@ class _Page:
         return Section("steps", title, [Grid([Figure(words, svg, lines=list(curves))]), _curve_table("the numbers", curves)])
 
     def _tensors(self) -> list[tuple[str, str, list[list[str]]]]:
-        """(name, drift, rows of time, low, high) of each tensor, the largest drift first."""
-        tensors = [(text(t.get("name")), text(t.get("drift")), pairs(t.get("rows"), 3)) for _, t in entries(self.quantization.get("tensors"))]
+        """(name, drift, rows of time, low, high from the noisiest time on) of each tensor, the largest drift first."""
+        tensors = [
+            (text(t.get("name")), text(t.get("drift")), sorted(pairs(t.get("rows"), 3), key=lambda row: -_size(row[0])))
+            for _, t in entries(self.quantization.get("tensors"))
+        ]
         return sorted(tensors, key=lambda tensor: -math.inf if (drift := number(tensor[1])) is None else drift, reverse=True)
 
     def ranges(self) -> Section:
