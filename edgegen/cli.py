@@ -534,19 +534,26 @@ def _compare_samples(
         assert first.bundle is not None
         data, extra["amplified"] = sheet(found, first.bundle.manifest.sample)
         write_atomically(picture, data)
-    source, least = "--tolerance", tolerance
+    source, least, most = "--tolerance", tolerance, None
     if least is None and second.bundle is not None:
-        source, least = f"the gate of {second.label}", gate_of(second.bundle)
-    agree = least is None or found.final.psnr_db >= least
+        gate = gate_of(second.bundle)
+        source = f"the gate of {second.label}"
+        least, most = (None, None) if gate is None else (gate.psnr_db, gate.relative_error)
+    agree = (least is None or found.final.psnr_db >= least) and (most is None or found.error <= most)
+    asked = f"{found.final.psnr_db:.2f} dB, nothing is asked: the bundle holds no recipe; see --tolerance"
+    if least is not None:
+        asked = f"{found.final.psnr_db:.2f} dB, {least:g} dB is asked by {source}"
+    if most is not None:
+        asked += f"; relative error {found.error:.4g}, {most:g} is allowed"
     if json_output:
-        _print_json({"a": first.label, "b": second.label, "agree": agree, "tolerance_db": least, "tolerance_of": source} | found.to_json() | extra)
+        bounds = {"tolerance_db": least, "tolerance_error": most, "tolerance_of": source}
+        _print_json({"a": first.label, "b": second.label, "agree": agree} | bounds | found.to_json() | extra)
     else:
         _print_samples(found, first.label, second.label, extra, picture)
     if not agree:
-        raise GateError(f"the samples differ: {found.final.psnr_db:.2f} dB, {least:g} dB is asked by {source}")
+        raise GateError(f"the samples differ: {asked}")
     if not json_output:
-        asked = "nothing is asked: the bundle holds no recipe; see --tolerance" if least is None else f"{least:g} dB is asked by {source}"
-        print(f"the samples agree: {found.final.psnr_db:.2f} dB, {asked}")
+        print(f"the samples agree: {asked}")
 
 
 def _print_samples(found: Any, a: str, b: str, extra: dict[str, Any], picture: Path | None) -> None:

@@ -19,7 +19,7 @@ from edgegen.images import png_bytes
 from edgegen.program import Executable, Program, StreamState, initial_state, normals
 from edgegen.program.noise import check_seed
 from edgegen.quality import Distance, distance, frechet, relative_errors
-from edgegen.recipe import recipe_from_json
+from edgegen.recipe import Gate, recipe_from_json
 from edgegen.spec import SampleSpec, draw_condition
 
 __all__ = ["SampleComparison", "StepError", "compare_samples", "feature_distance", "gate_of", "sheet"]
@@ -264,11 +264,11 @@ def _opened(side: Side, name: str, stepwise: bool, threads: int, stack: contextl
     return generate, False
 
 
-def gate_of(bundle: Bundle) -> float | None:
-    """The PSNR in dB that the gate of the bundle's recipe asks of final samples; None if the bundle holds no recipe that this edgegen reads."""
+def gate_of(bundle: Bundle) -> Gate | None:
+    """What the bundle's recipe asks of final samples; None if the bundle holds no recipe that this edgegen reads."""
     recipe = bundle.document("recipe")
     try:
-        return None if recipe is None else recipe_from_json(recipe).gate.psnr_db
+        return None if recipe is None else recipe_from_json(recipe).gate
     except RecipeError:
         return None
 

@@ -303,7 +303,7 @@ def test_models_that_are_not_the_same(tmp_path, tiny_bundle):
 
 def test_the_gate_is_that_of_the_bundles_recipe(tiny_bundle, tiny_recipe, tmp_path):
     bundle = open_bundle(tiny_bundle)
-    assert gate_of(bundle) == 20.0
+    assert gate_of(bundle).psnr_db == 20.0
     members = {name: bundle.member(name) for name in bundle.table}
     member = bundle.manifest.documents["recipe"]
 
@@ -312,12 +312,12 @@ def test_the_gate_is_that_of_the_bundles_recipe(tiny_bundle, tiny_recipe, tmp_pa
         (tmp_path / "r.edgegen").write_bytes(data)
         return open_bundle(tmp_path / "r.edgegen")
 
-    assert gate_of(with_recipe(recipe_to_json(load_recipe(tiny_recipe, ["gate.psnr_db=33.5"])))) == 33.5
+    assert gate_of(with_recipe(recipe_to_json(load_recipe(tiny_recipe, ["gate.psnr_db=33.5"])))).psnr_db == 33.5
     assert gate_of(with_recipe({"gate": "none"})) is None
     assert gate_of(open_bundle(linear_bundle(tmp_path / "l.edgegen"))) is None
 
 
-def test_the_command(command, tiny_bundle, tmp_path, monkeypatch):
+def test_the_command(command, tiny_bundle, tiny_recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     a, b = f"{tiny_bundle}:float32", f"{tiny_bundle}:int8"
     said = command(a, b, "--samples", 2, "--seed", 4, "--threads", 1).out
@@ -328,6 +328,12 @@ def test_the_command(command, tiny_bundle, tmp_path, monkeypatch):
     command(a, b, "--samples", 2, "--seed", 4, "--tolerance", math.floor(found.final.psnr_db))
     low = command(a, b, "--samples", 2, "--seed", 4, "--tolerance", math.ceil(found.final.psnr_db), code=3)
     assert f"dB, {math.ceil(found.final.psnr_db)} dB is asked by --tolerance" in low.err and "agree" not in low.out
+    bundle, strict = open_bundle(tiny_bundle), tmp_path / "strict.edgegen"
+    members = {name: bundle.member(name) for name in bundle.table}
+    recipe = recipe_to_json(load_recipe(tiny_recipe, [f"gate.relative_error={found.error * 0.99!r}"]))
+    strict.write_bytes(bundle_bytes(bundle.manifest, members | {bundle.manifest.documents["recipe"]: canonical.encode(recipe)}))
+    low = command(a, f"{strict}:int8", "--samples", 2, "--seed", 4, "--threads", 1, code=3)
+    assert f"relative error {found.error:.4g}, {found.error * 0.99:g} is allowed" in low.err
     features_model(tmp_path / "f.onnx")
     (tmp_path / "q.py").write_text("def mean(samples, conditions):\n    return samples.mean() + conditions['label'].sum()\n")
     more = ("--sheet", "s.png", "--features", "f.onnx", "--quality", "q.py:mean", "--program", "ddim-3")
