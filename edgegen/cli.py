@@ -191,6 +191,52 @@ def export(
     print(output)
 
 
+@app.command()
+def quantize(
+    recipe: RecipeArgument,
+    precision: Annotated[str, typer.Option("--precision", help="int8, w4a8, w8a16, w4a16, float16 or float8.")] = "int8",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The ONNX file to write; default NAME.PRECISION.onnx.")] = None,
+    search: Annotated[bool, typer.Option("--search", help="Measure every layer's effect on the final sample, and choose which stay float.")] = False,
+    settings: SetOption = None,
+    cache_dir: CacheOption = None,
+    trust_pickle: PickleOption = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Quantize a recipe's network for ONNX Runtime and say what became of each layer."""
+    from edgegen.errors import BuildError
+    from edgegen.pipeline import Options
+    from edgegen.pipeline import build as build_bundle
+    from edgegen.workspace import Workspace, check_writable, write_atomically
+
+    settings = [*(settings or ()), f'quantization.precisions=["{precision}"]', *(["quantization.search=true"] if search else [])]
+    plan = _plan(recipe, settings, trust_pickle)
+    output = output or Path(f"{plan.recipe.name}.{precision}.onnx")
+    check_writable(output)
+    with _bars() as report:
+        made = build_bundle(plan, output, Workspace(_cache(cache_dir)), Options("quantize"), report)
+    found = json.loads((made / "quantize.json").read_text())
+    if precision in found["refused"]:
+        raise BuildError(found["refused"][precision])
+    write_atomically(output, (made / f"{precision}.onnx").read_bytes())
+    document = found["quantization"]
+    if json_output:
+        _print_json({"output": str(output), **document})
+        return
+    variant = document["variants"][precision]
+    effects = {(row["node"], row["tensor"]): row for row in document.get("sensitivity", [])}
+    columns = ["error: weight", "activation", "saves ms"] if effects else []
+    table = Table("layer", "operator", "weights", "activations", *columns, "", box=None, pad_edge=False)
+    for layer in variant["layers"]:
+        bits, activation = layer["weight_bits"], layer["activation_bits"]
+        rows = [effects.get((layer["weight"], tensor)) for tensor in ("weight", "activation")]
+        cells = [row["error"] if row else "" for row in rows] + [rows[0]["saves_ms"] if rows[0] else ""] if effects else []
+        weights = f"float{bits}" if bits > 8 else f"{bits} bits"
+        table.add_row(layer["weight"], layer["operator"], weights, f"{activation} bits" if activation else "float", *cells, layer["why"])
+    Console().print(table)
+    _stderr.print(f"relative error of the final samples: {variant['error']['calibration']} (noise that did not calibrate)", highlight=False)
+    print(output)
+
+
 def _conditions(settings: list[str] | None) -> dict[str, Any]:
     """--set name=value as numbers: one, or a list separated by commas."""
     conditions: dict[str, Any] = {}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from edgegen.errors import BuildError
 from edgegen.judging import Judge
 from edgegen.quality import Bounds, Verdict
 from edgegen.quantize.mixed import Effect, Point, repaired, searched
@@ -196,7 +197,10 @@ def repair(trial: Trial, first: Network, verdict: Verdict, most: int, progress: 
 
 
 def search(trial: Trial, effects: Sequence[Effect]) -> Choice:
-    """The network of the least time whose samples are within the bounds, by `edgegen.quantize.mixed.searched`."""
+    """The network of the least time whose samples are within the bounds, by `edgegen.quantize.mixed.searched`.
+
+    Raises BuildError if no layer is faster in integers.
+    """
     tried: dict[frozenset[str], tuple[Network, Verdict]] = {}
     budget = trial.bounds.relative_error
     everything = frozenset(e.layer for e in effects)
@@ -214,6 +218,8 @@ def search(trial: Trial, effects: Sequence[Effect]) -> Choice:
         reference = trial.judge.expected
         budget = trial.bounds.span * 10.0 ** (-trial.bounds.psnr_db / 20.0) / float(np.sqrt(np.mean(np.square(reference, dtype=np.float64))))
     point, points = searched(effects, measure, budget)
+    if not tried:
+        raise BuildError("the search leaves nothing in integers: no layer's integers save time here")
     if point.floats not in tried:
         floats = min(tried, key=lambda f: tried[f][1].excess)
         point = next(p for p in points if p.floats == floats)
