@@ -25,6 +25,7 @@ from edgegen.quantize.smoothing import best_alpha, factors, reading_weights, smo
 from edgegen.recipe import Quantization
 from edgegen.spec import Signature
 from edgegen.targets.onnxruntime import OrtComponent
+from edgegen.targets.onnxruntime.lowering import finish
 from edgegen.targets.onnxruntime.qdq import Integers, Placement, plan, quantize, watched
 from edgegen.targets.placement import OPERATORS, place
 
@@ -166,7 +167,7 @@ class Quantizer:
     kept: dict[str, str] = field(init=False)
     layers: tuple[Placement, ...] = field(init=False)
     """Every node that could be quantized."""
-    _codes: dict[tuple[int, str], Codes] = field(init=False, default_factory=dict)
+    _codes: dict[tuple[int, int, str], Codes] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         options = self.options
@@ -194,38 +195,43 @@ class Quantizer:
 
         return {t.name: numpy_helper.to_array(t) for t in self.model.graph.initializer if t.data_type == 1}
 
-    def round(self, wanted: Sequence[tuple[int, Placement]], progress: Callable[[int, int], None] | None = None) -> None:
-        """Round weights to so many bits: those that were not yet, in one pass over the calibration set for all."""
-        missing = {(bits, p.weight): p for bits, p in wanted if (bits, p.weight) not in self._codes}
+    def round(self, wanted: Sequence[tuple[int, Placement]]) -> None:
+        """Round weights to so many bits, those of 4 in blocks: those that were not yet, in one pass over the calibration set for all."""
+        self._round({(bits, self.options.block if bits == 4 else 0, p.weight): p for bits, p in wanted})
+
+    def _round(self, wanted: Mapping[tuple[int, int, str], Placement]) -> None:
+        missing = {key: p for key, p in wanted.items() if key not in self._codes}
         if not missing:
             return
-        arrays, options = self.arrays(), self.options
+        arrays, method = self.arrays(), self.options.weights
         nodes = sorted({p.node for p in missing.values()})
         second: Iterator[tuple[int, Array | None]] = ((i, None) for i in nodes)
-        if options.weights != "nearest":
+        if method != "nearest":
             second = hessians(self.model, self.component, self.signature, nodes, self.batches)
-        done = 0
         for i, hessian in second:
-            for (bits, weight), p in missing.items():
+            for (bits, block, weight), p in missing.items():
                 if p.node == i:
-                    block = options.block if bits == 4 else 0
-                    self._codes[bits, weight] = round_weight(arrays[weight], p.axis, hessian, bits, block, options.weights)
-                    done += 1
-                    if progress is not None:
-                        progress(done, len(missing))
+                    self._codes[bits, block, weight] = round_weight(arrays[weight], p.axis, hessian, bits, block, method)
 
     def codes(self, bits: int, placements: Sequence[Placement]) -> dict[str, Codes]:
         """The rounded weights, by name."""
         self.round([(bits, p) for p in placements])
-        return {p.weight: self._codes[bits, p.weight] for p in placements}
+        return {p.weight: self._codes[bits, self.options.block if bits == 4 else 0, p.weight] for p in placements}
 
-    def ranges(self, symmetric: bool | None = None) -> Ranges:
-        """The ranges of activations that the options ask for."""
+    def rounded_as(self, wanted: Mapping[str, tuple[int, int, int]]) -> dict[str, Codes]:
+        """Weights rounded as a target wants them: weight -> (axis, bits, block). Those that no layer reads along that axis are left out."""
+        by_weight = {p.weight: p for p in self.layers}
+        fitting = {name: rounding for name, rounding in wanted.items() if name in by_weight and by_weight[name].axis == rounding[0]}
+        self._round({(bits, block, name): by_weight[name] for name, (_, bits, block) in fitting.items()})
+        return {name: self._codes[bits, block, name] for name, (_, bits, block) in fitting.items()}
+
+    def ranges(self, symmetric: bool | None = None, drift: float = 1.0) -> Ranges:
+        """The ranges of activations that the options ask for. drift: the least that a target wants for ranges by time."""
         options = self.options
         estimator = options.ranges if options.ranges != "auto" else "mse" if options.times == "shared" else "minmax"
         return choose_ranges(
             self.record, estimator, options.times, symmetric=self.integers == "int8" if symmetric is None else symmetric, groups=options.groups,
-            drift=options.drift,
+            drift=max(options.drift, drift),
         )  # fmt: skip
 
     def network(self, scheme: Scheme, floats: Mapping[str, str] | None = None) -> Network:
@@ -255,7 +261,7 @@ class Quantizer:
         for name in [name for name, how in stored.items() if how == "float16" and float(np.abs(arrays[name]).max()) > np.finfo(np.float16).max]:
             del stored[name]
         ranges = self.ranges() if integer else Ranges({})
-        model = quantize(self.model, integer, ranges, codes=codes, stored=stored, integers=self.integers)
+        model = finish(quantize(self.model, integer, ranges, codes=codes, stored=stored, integers=self.integers))
         rows = []
         for p in self.layers:
             how, node, quantized = stored.get(p.weight), self.node(p), p.weight in codes

@@ -26,7 +26,7 @@ from edgegen.onnx_export import export_component
 from edgegen.plan import Plan
 from edgegen.program import Program, initial_state, interpret, normals, program_to_json
 from edgegen.quality import Bounds, Verdict
-from edgegen.quantize import Record, choose_ranges
+from edgegen.quantize import Codes, Record
 from edgegen.quantize.scheme import SCHEMES
 from edgegen.quantize.splitting import split_concat_convolutions
 from edgegen.quantizing import Network, Quantizer, smoothed
@@ -36,13 +36,16 @@ from edgegen.spec import default_conditions
 from edgegen.targets.choose import Candidate, candidates_of, measured_document, settle, thread_counts, time_candidates
 from edgegen.targets.onnxruntime import OrtComponent, check_model, parse_model, split_weights
 from edgegen.targets.onnxruntime.kernels import check_kernels
+from edgegen.targets.onnxruntime.lowering import lower
 from edgegen.targets.onnxruntime.qdq import watched
 from edgegen.targets.onnxruntime.scales import TimedScales
 from edgegen.targets.profiles import architecture
 from edgegen.targets.tensorrt import build_engine, check_for_tensorrt, slow_spots
 from edgegen.targets.tensorrt.component import engine_options
 from edgegen.targets.tensorrt.module import MODULES
-from edgegen.targets.tensorrt.networks import network_for
+from edgegen.targets.tensorrt.networks import PRECISIONS, network_for
+from edgegen.targets.tensorrt.qdq import plan as plan_engine
+from edgegen.targets.tensorrt.qdq import roundings
 from edgegen.timing import machine
 from edgegen.trajectory import network_times
 
@@ -56,6 +59,8 @@ Progress = Callable[[str, int, int], None]
 Array = npt.NDArray[Any]
 
 FLOAT, PREPARED = "float32", "prepared"
+_DRIFT = 1.5
+"""TensorRT's tables cost size, so they are for tensors that drift at least so much."""
 _OTHER_SEED = 1_000_003
 """Choices are made on samples of a seed that neither calibrates nor, being the gate's, decides."""
 _TOLERANCE = {FLOAT: 1e-3, "float16": 1e-2}
@@ -156,7 +161,8 @@ def quantize(plan: Plan, exported: Path, calibrated: Path, out: Path, progress: 
     """
     recipe = plan.recipe
     model = parse_model(_model(calibrated, PREPARED).read_bytes(), "prepared.onnx")
-    quantizer = _quantizer(plan, model, Record.load(calibrated / "record.npz"), calibrated / "inputs.zip")
+    record, inputs = Record.load(calibrated / "record.npz"), calibrated / "inputs.zip"
+    quantizer = _quantizer(plan, lower(model), record, inputs)
     refused: dict[str, str] = {}
     document: dict[str, Any] = {"variants": {}}
     judge = _judge(plan, next(iter(plan.programs.values())), recipe.calibration.seed + _OTHER_SEED)
@@ -191,7 +197,7 @@ def quantize(plan: Plan, exported: Path, calibrated: Path, out: Path, progress: 
         }  # fmt: skip
     for name, precision in _engine_networks(plan).items():
         try:
-            made = engine_network(plan, quantizer, precision)
+            made = _engine_network(plan, _quantizer(plan, model, record, inputs), precision)
             _model(out, name).write_bytes(made.SerializeToString(deterministic=True))
         except BuildError as e:
             refused[name] = str(e)
@@ -262,16 +268,18 @@ def _tensor_rows(plan: Plan, quantizer: Quantizer) -> list[dict[str, Any]]:
     return rows
 
 
-def engine_network(plan: Plan, quantizer: Quantizer, precision: str) -> onnx.ModelProto:
+def _engine_network(plan: Plan, quantizer: Quantizer, precision: str) -> onnx.ModelProto:
     """The network as the profile's TensorRT gets it."""
     options = plan.recipe.quantization
     keep = (*options.keep, *(re.sub(r"([*?[])", r"[\1]", name) for name in quantizer.kept))
-    ranges = choose_ranges(quantizer.record, times="shared", symmetric=True)
-    codes = {}
-    bits = {"int8": 8, "w4a8": 4}.get(precision)
-    if bits is not None and options.weights != "nearest":
-        codes = quantizer.codes(bits, quantizer.placements) if bits == 8 else {}
-    return network_for(quantizer.model, precision, ranges, options.operators, keep, codes=codes)
+    kind = PRECISIONS[precision]
+    ranges = quantizer.ranges(symmetric=True, drift=_DRIFT) if kind in ("int8", "fp8", "w4a8") else None
+    codes: dict[str, Codes] = {}
+    if kind is not None and options.weights != "nearest":
+        wanted = roundings(quantizer.model, plan_engine(quantizer.model, options.operators, keep, kind), kind)
+        codes = quantizer.rounded_as(wanted)
+    time = plan.recipe.model.names.t if ranges is not None and ranges.times else None
+    return network_for(quantizer.model, precision, ranges, options.operators, keep, codes=codes, time=time)
 
 
 def _engine_networks(plan: Plan) -> dict[str, str]:
@@ -329,7 +337,8 @@ def compile_variants(plan: Plan, exported: Path, quantized: Path | None, out: Pa
     verdicts if a precision of the recipe does not pass.
     """
     recipe = plan.recipe
-    candidates = {FLOAT: _model(exported, FLOAT).read_bytes()}
+    exact = _model(exported, FLOAT).read_bytes()
+    candidates = {FLOAT: lower(parse_model(exact, "float32.onnx")).SerializeToString(deterministic=True)}
     verdicts: dict[str, Any] = {}
     refused = {} if quantized is None else _read_json(quantized / "quantize.json")["refused"]
     for precision in recipe.quantization.precisions:
@@ -362,7 +371,8 @@ def compile_variants(plan: Plan, exported: Path, quantized: Path | None, out: Pa
         try:
             with OrtComponent(plan.component, data, plan.signature, threads=0) as network:
                 if precision == FLOAT:
-                    gate.reference(network)
+                    with OrtComponent(plan.component, exact, plan.signature, threads=0) as reference:
+                        gate.reference(reference)
                 found = gate.verdicts(data, network, scales)
                 golden = _golden(plan, network)
         except RuntimeFault as e:
@@ -373,7 +383,7 @@ def compile_variants(plan: Plan, exported: Path, quantized: Path | None, out: Pa
             verdicts[precision] = {"passed": 0, "why": str(e), "bytes": len(data)}
             continue
         worst = max(found.values(), key=lambda v: v.excess)
-        why = "the reference" if precision == FLOAT else worst.why
+        why = worst.why
         if precision in engines:
             why = f"{why}; {engines[precision]['why']}"
         verdicts[precision] = {"passed": int(worst.passed or precision == FLOAT), "why": why, "bytes": len(data)}

@@ -20,7 +20,7 @@ from edgegen.targets.nvidia import Gpu, nvidia_gpus
 
 __all__ = ["ARCHITECTURES", "PRECISIONS", "PROVIDERS", "TargetProfile", "architecture", "host_profile", "profile_named", "profile_names"]
 
-PRECISIONS = ("float32", "float16", "bfloat16", "int8", "float8", "int4")
+PRECISIONS = ("float32", "float16", "bfloat16", "int8", "float8", "int4", "w4a8", "w8a16")
 PROVIDERS = (
     "ACL", "ArmNN", "CANN", "CUDA", "CoreML", "DML", "DNNL", "MIGraphX", "NNAPI", "NvTensorRTRTX", "OpenVINO", "QNN", "RKNPU", "ROCM", "TensorRT",
     "VitisAI", "WebGPU", "XNNPACK",
