@@ -38,7 +38,10 @@ def fused_onnx(bundle: Bundle, program: str | None = None, *, variant: str | Non
     networks = {component: network_of(bundle, variants[chosen], component) for component in variants[chosen].components}
     scales = {} if loop else timed_scales(bundle, variants[chosen], name)
     constants = {component: Timed(s.input, s.constants) for component, s in scales.items()}
-    model = fuse(bundle.programs[name], networks, manifest.inputs(bundle.programs[name]), batch, loop=loop, timed=constants).model
+    straight = bundle.programs[name]
+    for component, own in scales.items():
+        straight = own.corrected(straight, component)
+    model = fuse(straight, networks, manifest.inputs(bundle.programs[name]), batch, loop=loop, timed=constants).model
     for key, value in (("edgegen.model", manifest.name), ("edgegen.program", name), ("edgegen.variant", chosen)):
         model.metadata_props.add(key=key, value=value)
     scale = next((i.scale for i in bundle.programs[name].inputs if i.kind == "noise"), 1.0)

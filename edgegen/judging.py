@@ -5,7 +5,7 @@ In: networks, as ONNX models or open components. Out: relative errors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from edgegen.calibration import Batch
 from edgegen.errors import CalibrationError, Status
 from edgegen.program import Program, compile_program, initial_state, normals
 from edgegen.quality import relative_errors
+from edgegen.quantize import Factors, fit_affine, fit_ptqd, ptqd_factors
 from edgegen.spec import ConditionSpec, SampleSpec, Signature, draw_condition
 from edgegen.targets.onnxruntime import OrtComponent
+from edgegen.targets.onnxruntime.scales import TimedScales
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Judge", "TimedComponent", "with_constants"]
+__all__ = ["Judge", "TimedComponent", "fit_corrections", "with_constants"]
 
 Array = npt.NDArray[Any]
 Network = Callable[..., dict[str, Array]]
@@ -116,3 +119,38 @@ class Judge:
         if self.reference is None:
             raise CalibrationError("the judge has no reference: give it the float network's samples first")
         return self.reference
+
+
+_FITTED = 1 << 22
+"""At most so many values of a time's predictions are held while a correction is fitted."""
+
+
+def fit_corrections(
+    reference: Network, quantized: Network, batches: Iterable[Batch], scales: TimedScales, method: str
+) -> dict[float, Factors]:  # fmt: skip
+    """For each time of `scales`, what brings the quantized network's predictions nearest to the reference's, on equal inputs.
+
+    method: "affine", least squares of a e + b + c x, or "ptqd" (edgegen/quantize/correction.py). Times that no batch has are left as they are.
+    """
+    held: dict[float, list[tuple[Array, Array, Array]]] = {}
+    for batch in batches:
+        rows = held.setdefault(batch.time, [])
+        if batch.time not in scales.times or sum(row[0].size for row in rows) > _FITTED:
+            continue
+        x = batch.feeds[scales.state]
+        wanted, found = (network(**{**batch.feeds, scales.input: np.float32(batch.time)})[scales.output] for network in (reference, quantized))
+        rows.append((wanted, found, x))
+    made: dict[float, Factors] = {}
+    for time in scales.times:
+        if not held.get(time):
+            made[time] = (1.0, 0.0, 0.0)
+            continue
+        wanted, found, x = (np.concatenate(parts) for parts in zip(*held[time], strict=True))
+        channels = wanted.shape[1]
+        state = x[:, :channels] if x.shape[1] >= channels and x.shape[2:] == wanted.shape[2:] else None
+        if method == "ptqd":
+            k, bias, _ = fit_ptqd(wanted, found)
+            made[time] = ptqd_factors(k, bias)
+        else:
+            made[time] = fit_affine(wanted, found, state)
+    return made

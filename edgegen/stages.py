@@ -21,7 +21,7 @@ from edgegen.bundle import Golden, Manifest, ProgramEntry, Variant, bundle_bytes
 from edgegen.calibration import Batch, CalibrationContext, calibration_inputs, collect_record, read_batches, write_batches
 from edgegen.errors import BuildError, GateError, ProgramError, RuntimeFault, Status, nearest
 from edgegen.fusing import with_fused
-from edgegen.judging import Judge, TimedComponent
+from edgegen.judging import Judge, TimedComponent, fit_corrections
 from edgegen.onnx_export import export_component
 from edgegen.plan import Plan
 from edgegen.program import Program, initial_state, interpret, normals, program_to_json
@@ -179,14 +179,15 @@ def quantize(plan: Plan, exported: Path, calibrated: Path, out: Path, progress: 
 
         try:
             report("rounding weights", 0, 1)
-            choice = _chosen(plan, quantizer, Trial(quantizer, scheme, judge, _bounds(plan)), report, document)
+            trial = Trial(quantizer, scheme, judge, _bounds(plan))
+            choice = _chosen(plan, quantizer, trial, report, document)
         except BuildError as e:
             refused[precision] = str(e)
             continue
         network_made = choice.network
         check_model(network_made.model, plan.signature, f"{precision}.onnx")
         _model(out, precision).write_bytes(network_made.model.SerializeToString(deterministic=True))
-        scales = _timed_scales(plan, quantizer, network_made)
+        scales = _timed_scales(plan, quantizer, trial, network_made, report)
         if scales is not None:
             _write_json(out / f"{precision}.scales.json", scales.to_json())
         document["variants"][precision] = {
@@ -245,16 +246,28 @@ def _chosen(plan: Plan, quantizer: Quantizer, trial: Trial, report: Progress, do
     return choice
 
 
-def _timed_scales(plan: Plan, quantizer: Quantizer, network: Network) -> TimedScales | None:
-    """The network's scales at the times of the default program, if it has them by time.
+def _timed_scales(plan: Plan, quantizer: Quantizer, trial: Trial, network: Network, report: Progress) -> TimedScales | None:
+    """The network's scales at the times of the default program, and the corrections there if they bring the samples nearer; None without either.
 
     Raises CalibrationError naming the first time that the calibration set never saw.
     """
-    if not network.ranges.times:
+    names, correct = plan.recipe.model.names, plan.recipe.quantization.correct
+    if not network.ranges.times and correct == "none":
         return None
-    name = plan.recipe.model.names.t
-    times = network_times(next(iter(plan.programs.values())), name)
-    return TimedScales.of(network.ranges, network.tensors, times, name, quantizer.integers)
+    times = network_times(trial.judge.program, names.t)
+    scales = TimedScales.of(network.ranges, network.tensors, times, names.t, quantizer.integers)
+    scales = replace(scales, state=names.x, output=names.output)
+    if correct == "none":
+        return scales
+    report("fitting corrections", 0, 1)
+    with (
+        trial.open(quantizer.model) as reference,
+        TimedComponent(plan.component, network.model, plan.signature, names.t, scales.constants, threads=0) as timed,
+    ):
+        fitted = replace(scales, corrections=fit_corrections(reference, timed, quantizer.batches(), scales, correct))
+        before, after = (replace(trial.judge, program=s.corrected(trial.judge.program, plan.component)).error(timed) for s in (scales, fitted))
+    chosen = fitted if after < before else scales
+    return chosen if network.ranges.times or chosen.corrections else None
 
 
 def _tensor_rows(plan: Plan, quantizer: Quantizer) -> list[dict[str, Any]]:
@@ -326,7 +339,8 @@ class _Gate:
             name, judge = next(iter(self.judges.items()))
             model = parse_model(data, "quantized")
             with TimedComponent(self.plan.component, model, self.plan.signature, scales.input, scales.constants, threads=0) as timed:
-                found[f"{name}.fused"] = self.bounds.judge(judge.expected, judge.generate(timed), judge.drawn)
+                own = replace(judge, program=scales.corrected(judge.program, self.plan.component))
+                found[f"{name}.fused"] = self.bounds.judge(judge.expected, own.generate(timed), judge.drawn)
         return found
 
 
