@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HESSIAN_BYTES", "HESSIAN_ROWS", "Layer", "Network", "Quantizer", "hessians", "round_weight", "smoothed"]
 
-HESSIAN_ROWS = 1 << 15
+HESSIAN_ROWS = 1 << 14
 """Rows of a layer's input that its Hessian is made from, drawn evenly over the calibration set: ten times the width of a large layer."""
 HESSIAN_BYTES = 256_000_000
 """Hessians that are held at once; a network with more of them takes several passes over the calibration set."""
