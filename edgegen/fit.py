@@ -15,8 +15,11 @@ from pathlib import Path
 
 from edgegen.bundle import Bundle
 from edgegen.errors import BuildError, ExportError, Status
+from edgegen.judging import AT_A_TIME
 from edgegen.onnx_export.component import source_file
 from edgegen.plan import Plan
+from edgegen.quantize.scheme import SCHEMES
+from edgegen.quantizing import HESSIAN_BYTES
 from edgegen.targets.choose import AT_ONCE, thread_counts
 
 __all__ = ["Need", "build_need", "check_fit", "free_disk", "free_memory", "run_need", "shortage"]
@@ -36,8 +39,6 @@ _CONTENDER, _CONTENDER_COPIES, _AFTER_BUILD = 130 * _MB, 3.2, 5
 """Of a process that is timed: its libraries, and copies of the weights (1.5 to 3.1); copies that the build's own process still holds then (4.5)."""
 _RUN, _RUN_COPIES = 150 * _MB, 3.2
 """Of running a bundle: libraries (100 MB), and copies of the file (2.6)."""
-_CALIBRATED = {"int8", "float8"}
-"""Precisions whose scales come from a calibration, which watches activations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def build_need(plan: Plan, *, measured: bool = True) -> Need:
     torch = source_file(plan.recipe.model.source, plan.folder)[1] is not None
     base = _TORCH if torch else _NO_TORCH
     copies = _COPIES + _COPIES_PER_PRECISION * (variants - 1)
-    memory = base + copies * nbytes + _activations(plan, shapes)
+    memory = base + copies * nbytes + max(_activations(plan, shapes), _rounding(plan, shapes))
     timed = min(variants * _forms(plan) * (1 if plan.recipe.target.threads else len(thread_counts())), AT_ONCE)
     measuring = base + _AFTER_BUILD * nbytes + timed * int(_CONTENDER + _CONTENDER_COPIES * nbytes)
     disk = (2 + 2 * variants) * nbytes + (1 + variants) * _MB  # export, quantize, compile; the bundle
@@ -135,14 +136,25 @@ def _activations(plan: Plan, shapes: Sequence[Shape] | None) -> int:
     recipe = plan.recipe
     positions = _positions(tuple(n for n in plan.signature.inputs[0].shape[1:] if isinstance(n, int)))
     branches = 2 if any(s.guidance not in (None, 1.0) and s.batched_guidance for s in recipe.programs) else 1
-    gate = _LIVE * max(map(_channels, shapes)) * recipe.gate.samples
+    gate = _LIVE * max(map(_channels, shapes)) * min(recipe.gate.samples, AT_A_TIME)
     watched = 0.0
-    if _CALIBRATED.intersection(recipe.quantization.precisions):
+    if any(SCHEMES[p].activation_bits for p in recipe.quantization.precisions):
         ranks = {"Conv": (3, 4, 5), "Gemm": (2,), "MatMul": (2,)}
         among = {rank for operator in recipe.quantization.operators for rank in ranks.get(operator, ())}
         rows = min(recipe.calibration.batch, recipe.calibration.samples)
         watched = _WATCHED * sum(_channels(shape) for shape in shapes if len(shape) in among) * rows
     return int(4 * positions * branches * max(gate, watched))
+
+
+def _rounding(plan: Plan, shapes: Sequence[Shape] | None) -> int:
+    """Bytes of second moments while weights are rounded: those that are held at once, or of the widest layer, three times, for factors of it."""
+    options = plan.recipe.quantization
+    if not shapes or options.weights == "nearest" or not any(SCHEMES[p].weight_bits for p in options.precisions):
+        return 0
+    # of a matrix either side may be summed over; a table is no layer
+    widths = [math.prod(shape[1:]) if len(shape) != 2 else min(max(shape), 4 * min(shape)) for shape in shapes if len(shape) > 1]
+    squares = [8 * width**2 for width in widths]
+    return min(HESSIAN_BYTES, sum(squares)) + 3 * max(squares, default=0)
 
 
 def _positions(shape: Shape) -> int:

@@ -25,8 +25,10 @@ from edgegen.targets.onnxruntime.scales import TimedScales
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Judge", "TimedComponent", "fit_corrections", "with_constants"]
+__all__ = ["AT_A_TIME", "Judge", "TimedComponent", "fit_corrections", "with_constants"]
 
+AT_A_TIME = 16
+"""Samples that are generated at once."""
 Array = npt.NDArray[Any]
 Network = Callable[..., dict[str, Array]]
 
@@ -89,7 +91,7 @@ class Judge:
     sample: SampleSpec
     samples: int
     seed: int
-    batch: int = 16
+    batch: int = AT_A_TIME
     reference: Array | None = None
 
     @property
