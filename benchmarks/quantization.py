@@ -2,8 +2,8 @@
 
     python -m benchmarks.quantization --json quantization.json [--family ddpm_mnist --checkpoint PATH] [--seeds 3] [--part calibration]
 
-Reproduces the experiment of the quantization issue on a trained network. The error is the mean over 128 noises of ||sample - float|| / ||float|| after the
-whole default program. The noise that is judged calibrates nothing. Parts: weights, calibration, schemes (default: all).
+Reproduces the experiment of the quantization issue on a trained network. The error is the mean over 128 noises of ||sample - float|| / ||float||
+after the whole default program. The noise that is judged calibrates nothing. Parts: weights, calibration, schemes (default: all).
 """
 
 from __future__ import annotations
