@@ -56,7 +56,7 @@ class Trial:
     scheme: Scheme
     judge: Judge
     bounds: Bounds
-    threads: int = 0
+    threads: int = 1
 
     def open(self, model: onnx.ModelProto) -> OrtComponent:
         """A network of the quantizer's component."""

@@ -168,7 +168,7 @@ def quantize(plan: Plan, exported: Path, calibrated: Path, out: Path, progress: 
     judge = _judge(plan, next(iter(plan.programs.values())), recipe.calibration.seed + _OTHER_SEED)
     precisions = recipe.quantization.precisions
     if precisions:
-        with OrtComponent(plan.component, _model(exported, FLOAT).read_bytes(), plan.signature, threads=0) as network:
+        with OrtComponent(plan.component, _model(exported, FLOAT).read_bytes(), plan.signature, threads=1) as network:
             progress("generating reference samples", 0, 1)
             judge = replace(judge, reference=judge.generate(network))
     for precision in precisions:
@@ -202,7 +202,8 @@ def quantize(plan: Plan, exported: Path, calibrated: Path, out: Path, progress: 
             _model(out, name).write_bytes(made.SerializeToString(deterministic=True))
         except BuildError as e:
             refused[name] = str(e)
-    document["tensors"] = _tensor_rows(plan, quantizer)
+    if any(v["activation_bits"] for v in document["variants"].values()):
+        document["tensors"] = _tensor_rows(plan, quantizer)
     _write_json(out / "quantize.json", {"nodes": len(quantizer.placements), "refused": refused, "quantization": document})
     progress("quantized", 1, 1)
 
@@ -262,7 +263,7 @@ def _timed_scales(plan: Plan, quantizer: Quantizer, trial: Trial, network: Netwo
     report("fitting corrections", 0, 1)
     with (
         trial.open(quantizer.model) as reference,
-        TimedComponent(plan.component, network.model, plan.signature, names.t, scales.constants, threads=0) as timed,
+        TimedComponent(plan.component, network.model, plan.signature, names.t, scales.constants, threads=1) as timed,
     ):
         fitted = replace(scales, corrections=fit_corrections(reference, timed, quantizer.batches(), scales, correct))
         before, after = (replace(trial.judge, program=s.corrected(trial.judge.program, plan.component)).error(timed) for s in (scales, fitted))
@@ -338,7 +339,7 @@ class _Gate:
         if scales is not None:
             name, judge = next(iter(self.judges.items()))
             model = parse_model(data, "quantized")
-            with TimedComponent(self.plan.component, model, self.plan.signature, scales.input, scales.constants, threads=0) as timed:
+            with TimedComponent(self.plan.component, model, self.plan.signature, scales.input, scales.constants, threads=1) as timed:
                 own = replace(judge, program=scales.corrected(judge.program, self.plan.component))
                 found[f"{name}.fused"] = self.bounds.judge(judge.expected, own.generate(timed), judge.drawn)
         return found
@@ -383,9 +384,9 @@ def compile_variants(plan: Plan, exported: Path, quantized: Path | None, out: Pa
     for precision, data in candidates.items():
         scales = _scales(quantized, precision)
         try:
-            with OrtComponent(plan.component, data, plan.signature, threads=0) as network:
+            with OrtComponent(plan.component, data, plan.signature, threads=1) as network:
                 if precision == FLOAT:
-                    with OrtComponent(plan.component, exact, plan.signature, threads=0) as reference:
+                    with OrtComponent(plan.component, exact, plan.signature, threads=1) as reference:
                         gate.reference(reference)
                 found = gate.verdicts(data, network, scales)
                 golden = _golden(plan, network)
