@@ -334,7 +334,17 @@ def _values(graph: onnx.ModelProto | Sequence[str]) -> dict[str, str]:
     values = {name: name for name in _entries(graph)}
     codes: dict[str, str] = {}
     pairs: dict[str, str] = {}
+    views: dict[str, str] = {}
+    """What `edgegen.targets.onnxruntime.lowering.finish` reshapes between a Q and the value: codes, and what they are dequantized to."""
     for node in graph.graph.node:
+        if node.op_type == "Reshape" and node.input[0] in codes:
+            views[node.output[0]] = codes[node.input[0]]
+            continue
+        if node.op_type == "DequantizeLinear" and node.input[0] in views:
+            views[node.output[0]] = views[node.input[0]]
+            continue
+        if node.op_type == "Reshape" and node.input[0] in views:
+            pairs.setdefault(views[node.input[0]], node.output[0])
         if node.op_type == "QuantizeLinear":
             codes[node.output[0]] = node.input[0]
         elif node.op_type == "DequantizeLinear" and node.input[0] in codes:
@@ -351,8 +361,18 @@ def _values(graph: onnx.ModelProto | Sequence[str]) -> dict[str, str]:
 def _makers(graph: onnx.ModelProto | Sequence[str]) -> dict[str, tuple[int, str, str]]:
     """Tensor -> index, operator and name of the node that computes it; a DQ's is the one that computed what was quantized."""
     makers = dict.fromkeys(_entries(graph), (-1, "input", ""))
+    codes: dict[str, bool] = {}
+    """Whether they are reshaped: then so is what they are dequantized to, until it is reshaped back."""
+    views: set[str] = set()
     for index, node in enumerate(() if isinstance(graph, Sequence) else graph.graph.node):
         passes = node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[0] in makers
+        if node.op_type == "Reshape" and (node.input[0] in codes or node.input[0] in views):
+            passes = True
+            codes.update((name, True) for name in node.output if node.input[0] in codes)
+        elif node.op_type == "QuantizeLinear":
+            codes[node.output[0]] = False
+        elif node.op_type == "DequantizeLinear" and codes.get(node.input[0]):
+            views.update(node.output)
         made = makers[node.input[0]] if passes else (index, node.op_type, node.name)
         makers |= dict.fromkeys(node.output, made)
     return {plain: made for name, made in makers.items() for plain in (name, *(name.removesuffix(s) for s in _NARROW))} | makers

@@ -248,7 +248,7 @@ def test_two_quantized_networks_are_compared_once_per_value(int8_side):
     model = int8_side.networks["denoiser"].model
     found = {m.tensor: (m.a, m.b, m.operator) for m in matches(model, model)}
     assert found["h"] == ("h_dq", "h_dq", "Relu")
-    assert found["c1"] == ("c1", "c1", "Reshape")  # which `finish` puts between a convolution and its DequantizeLinear
+    assert found["c1"] == ("c1", "c1", "Conv")
     assert found["x"] == ("x_dq", "x_dq", "input") and set(found) == TENSORS | {
         "x"
     }  # neither codes nor dequantized weights nor a second name of a value
