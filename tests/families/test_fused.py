@@ -23,8 +23,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def evaluations(model):
-    """How many copies of the network the graph holds: the nodes that read its largest weight."""
-    weight = max((t for t in model.graph.initializer if t.name.startswith("denoiser/")), key=lambda t: len(t.raw_data))
+    """How many copies of the network the graph holds: the nodes that read its largest weight, but for the merged projections of time and label,
+    which evaluations at one time share.
+    """
+    weights = [t for t in model.graph.initializer if t.name.startswith("denoiser/") and not t.name.endswith("_merged")]
+    weight = max(weights, key=lambda t: len(t.raw_data))
     return sum(weight.name in node.input for node in model.graph.node)
 
 
