@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 
+from edgegen.cli import main
 from edgegen.pipeline import Options, build
 from edgegen.plan import make_plan
 from edgegen.recipe import load_recipe
@@ -42,3 +45,22 @@ def onnxruntime_library():
     """libonnxruntime inside the Python package."""
     spec = importlib.util.find_spec("onnxruntime")
     return next(Path(spec.submodule_search_locations[0], "capi").glob("libonnxruntime.so.*"))
+
+
+@pytest.fixture
+def edgegen_command(capsys, monkeypatch):
+    """The command in this process, as its console script: (standard output, standard error)."""
+
+    def run(*words, code=0):
+        monkeypatch.setattr(sys, "argv", ["edgegen", *map(str, words)])
+        before = signal.getsignal(signal.SIGINT)
+        try:
+            with pytest.raises(SystemExit) as e:
+                main()
+        finally:
+            signal.signal(signal.SIGINT, before)
+        said = capsys.readouterr()
+        assert (e.value.code or 0) == code, said.err
+        return said
+
+    return run

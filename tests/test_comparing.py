@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-import signal
 import sys
 from collections import Counter
 
@@ -17,7 +17,6 @@ from onnx import TensorProto, helper, numpy_helper
 import edgegen.targets.nvidia
 from edgegen import comparing
 from edgegen.bundle import open_bundle
-from edgegen.cli import main
 from edgegen.comparing import compare, keep_tensors, matches, measure, open_side, read_inputs
 from edgegen.errors import BundleError, EdgegenError, RuntimeFault, Status
 from edgegen.program import normals
@@ -35,22 +34,9 @@ TENSORS = {"c1", "g", "t1", "gt", "gt4", "s", "h", "c2", "xh", "prediction"}
 
 
 @pytest.fixture
-def command(capsys, monkeypatch):
-    """The command in this process, as its console script: (standard output, standard error)."""
-
-    def run(*words, code=0):
-        monkeypatch.setattr(sys, "argv", ["edgegen", "compare", *map(str, words)])
-        before = signal.getsignal(signal.SIGINT)
-        try:
-            with pytest.raises(SystemExit) as e:
-                main()
-        finally:
-            signal.signal(signal.SIGINT, before)
-        said = capsys.readouterr()
-        assert (e.value.code or 0) == code, said.err
-        return said
-
-    return run
+def command(edgegen_command):
+    """`edgegen compare` in this process: (standard output, standard error)."""
+    return functools.partial(edgegen_command, "compare")
 
 
 def two_nodes(scale, middle="m", output="y", shift=1.0):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import math
 import re
-import signal
-import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -19,7 +18,6 @@ from PIL import Image
 import edgegen
 from edgegen import canonical
 from edgegen.bundle import bundle_bytes, open_bundle, parse_bundle
-from edgegen.cli import main
 from edgegen.errors import RuntimeFault, Status
 from edgegen.fusing import with_fused
 from edgegen.report.blocks import bars, number, shaded
@@ -364,20 +362,9 @@ def test_shades_and_bars_by_hand():
 
 
 @pytest.fixture
-def command(capsys, monkeypatch):
-    def run(*words, code=0):
-        monkeypatch.setattr(sys, "argv", ["edgegen", "report", *map(str, words)])
-        before = signal.getsignal(signal.SIGINT)
-        try:
-            with pytest.raises(SystemExit) as e:
-                main()
-        finally:
-            signal.signal(signal.SIGINT, before)
-        said = capsys.readouterr()
-        assert (e.value.code or 0) == code, said.err
-        return said
-
-    return run
+def command(edgegen_command):
+    """`edgegen report` in this process: (standard output, standard error)."""
+    return functools.partial(edgegen_command, "report")
 
 
 def test_the_command(command, tiny_bundle, tmp_path, monkeypatch):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
-import signal
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +18,6 @@ from scipy.linalg import sqrtm
 import edgegen
 from edgegen import canonical
 from edgegen.bundle import Manifest, ProgramEntry, Variant, bundle_bytes, open_bundle
-from edgegen.cli import main
 from edgegen.comparing import open_side
 from edgegen.errors import EdgegenError, RuntimeFault, Status
 from edgegen.fusing import with_fused
@@ -35,22 +33,9 @@ W, V, A = 0.5, 0.52, 0.4
 
 
 @pytest.fixture
-def command(capsys, monkeypatch):
+def command(edgegen_command):
     """`edgegen compare` in this process: (standard output, standard error)."""
-
-    def run(*words, code=0):
-        monkeypatch.setattr(sys, "argv", ["edgegen", "compare", *map(str, words)])
-        before = signal.getsignal(signal.SIGINT)
-        try:
-            with pytest.raises(SystemExit) as e:
-                main()
-        finally:
-            signal.signal(signal.SIGINT, before)
-        said = capsys.readouterr()
-        assert (e.value.code or 0) == code, said.err
-        return said
-
-    return run
+    return functools.partial(edgegen_command, "compare")
 
 
 def linear(weight):
