@@ -181,6 +181,8 @@ def quantize(plan: Plan, exported: Path, calibrated: Path, out: Path, progress: 
             report("rounding weights", 0, 1)
             trial = Trial(quantizer, scheme, judge, _bounds(plan))
             choice = _chosen(plan, quantizer, trial, report, document)
+            report("checking that it runs in integers", 0, 1)
+            fused = _integer_operators(quantizer, choice.network)
         except BuildError as e:
             refused[precision] = str(e)
             continue
@@ -193,12 +195,13 @@ def quantize(plan: Plan, exported: Path, calibrated: Path, out: Path, progress: 
         document["variants"][precision] = {
             "weight_bits": scheme.weight_bits or 16, "activation_bits": scheme.activation_bits, "rounding": recipe.quantization.weights,
             "ranges": recipe.quantization.ranges, "times": recipe.quantization.times if scales is not None else "shared",
-            "planned": len(network_made.planned), "fused": len(network_made.planned), "layers": [layer.to_json() for layer in network_made.layers],
-            "error": {"calibration": f"{choice.verdict.relative_error:.5f}"},
+            "planned": len(network_made.planned), **({} if fused is None else {"fused": fused}),
+            "layers": [layer.to_json() for layer in network_made.layers], "error": {"calibration": f"{choice.verdict.relative_error:.5f}"},
         }  # fmt: skip
+    exact = _quantizer(plan, model, record, inputs)  # TensorRT gets the network as it was exported
     for name, precision in _engine_networks(plan).items():
         try:
-            made = _engine_network(plan, _quantizer(plan, model, record, inputs), precision)
+            made = _engine_network(plan, exact, precision)
             _model(out, name).write_bytes(made.SerializeToString(deterministic=True))
         except BuildError as e:
             refused[name] = str(e)
@@ -219,12 +222,9 @@ def _bounds(plan: Plan) -> Bounds:
 
 
 def _chosen(plan: Plan, quantizer: Quantizer, trial: Trial, report: Progress, document: dict[str, Any]) -> Choice:
-    """The network of a precision: checked, and with layers back in float where the search, or the gate, asks for it."""
+    """The network of a precision, with layers back in float where the search, or the gate, asks for it."""
     network = quantizer.network(trial.scheme)
     batch = next(iter(quantizer.batches()), None) if network.planned else None
-    if batch is not None and (quantizer.integers == "uint8" or architecture() == "aarch64"):
-        report("checking that it runs in integers", 0, 1)
-        check_kernels(network.model, network.planned, batch.feeds, {}, "the quantized network")
     report("comparing final samples", 0, 1)
     verdict = trial.verdict(network.model)
     if plan.recipe.quantization.search and batch is not None and trial.scheme.activation_bits:
@@ -245,6 +245,17 @@ def _chosen(plan: Plan, quantizer: Quantizer, trial: Trial, report: Progress, do
             row = {"node": effect.layer, "tensor": tensor, "error": f"{error:.5f}", "saves_ms": f"{effect.saves:.4f}", "steps": steps}
             document.setdefault("sensitivity", []).append(row)
     return choice
+
+
+def _integer_operators(quantizer: Quantizer, network: Network) -> int | None:
+    """How many operators ONNX Runtime runs in integers, which must be as many as planned; None if that cannot be seen here: of activations in int8,
+    which are for ARM, on another processor. Raises BuildError.
+    """
+    if not network.planned:
+        return 0
+    if quantizer.integers == "int8" and architecture() != "aarch64":
+        return None
+    return check_kernels(network.model, network.planned, next(iter(quantizer.batches())).feeds, "the quantized network")
 
 
 def _timed_scales(plan: Plan, quantizer: Quantizer, trial: Trial, network: Network, report: Progress) -> TimedScales | None:

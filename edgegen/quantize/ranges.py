@@ -6,7 +6,7 @@ In: a `Record`. Out: `Ranges`, keyed by network time, which emitters read.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,11 +53,6 @@ class Ranges:
     def times(self) -> tuple[float, ...]:
         """The times that have ranges of their own, ascending; empty if all tensors have one for all."""
         return tuple(sorted({r[0] for rows in self.rows.values() if len(rows) > 1 for r in rows}))
-
-    def only(self, times: Iterable[float]) -> Ranges:
-        """Those of some times."""
-        wanted = set(times)
-        return Ranges({name: rows if len(rows) == 1 else tuple(r for r in rows if r[0] in wanted) for name, rows in self.rows.items()})
 
 
 def choose_ranges(

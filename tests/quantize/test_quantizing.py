@@ -157,11 +157,11 @@ def test_every_precision_gives_samples_and_says_what_became_of_its_layers(precis
 def test_an_operator_that_silently_runs_in_float_is_an_error_with_its_name():
     quantizer, batch = made(), next(batches())
     network = quantizer.network(SCHEMES["int8"])
-    assert check_kernels(network.model, network.planned, batch.feeds, {}, "tiny") == 2
+    assert check_kernels(network.model, network.planned, batch.feeds, "tiny") == 2
     unfinished = [replace(p, output=p.weight == "w1") for p in quantizer.placements]  # without a Q behind it, a convolution runs in float
     broken = quantize(quantizer.model, unfinished, quantizer.ranges())
     with pytest.raises(BuildError, match=re.escape("2 nodes were quantized and ONNX Runtime runs 1 of them in integers; conv2 would silently")):
-        check_kernels(broken, network.planned, batch.feeds, {}, "tiny")
+        check_kernels(broken, network.planned, batch.feeds, "tiny")
 
 
 def test_an_optimizer_that_changes_the_numbers_is_seen(monkeypatch):
@@ -181,7 +181,7 @@ def test_an_optimizer_that_changes_the_numbers_is_seen(monkeypatch):
 
     monkeypatch.setattr(kernels, "_session", wrong)
     with pytest.raises(BuildError, match="output 'prediction' is .* off on average once ONNX Runtime optimized"):
-        check_kernels(network.model, network.planned, batch.feeds, {}, "tiny")
+        check_kernels(network.model, network.planned, batch.feeds, "tiny")
 
 
 def test_repair_puts_the_most_harmful_layer_back_to_float():
