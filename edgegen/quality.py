@@ -96,6 +96,13 @@ class Bounds:
     quality: Callable[[npt.NDArray[Any], Mapping[str, npt.NDArray[Any]]], float] | None = None
     quality_loss: float = 0.0
 
+    def budget(self, reference: npt.NDArray[Any]) -> float:
+        """The relative error that samples may have: as it is bounded, else what the bound in decibels is of this reference."""
+        if self.relative_error is not None:
+            return self.relative_error
+        size = float(np.sqrt(np.mean(np.square(reference, dtype=np.float64))))
+        return self.span * math.pow(10.0, -self.psnr_db / 20.0) / size
+
     def judge(self, reference: npt.NDArray[Any], samples: npt.NDArray[Any], conditions: Mapping[str, npt.NDArray[Any]]) -> Verdict:
         """Compare samples of equal shape, made from equal noise and `conditions`."""
         found, relative = distance(reference, samples, self.span), float(relative_errors(reference, samples).mean())

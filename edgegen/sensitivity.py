@@ -5,6 +5,7 @@ In: a `Quantizer`, a `Judge` with the float network's samples. Out: `Effect`s, a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from edgegen.targets.onnxruntime import OrtComponent
 from edgegen.targets.onnxruntime.kernels import layer_times, time_of
 from edgegen.targets.onnxruntime.qdq import quantize
 from edgegen.targets.placement import Placement
+from edgegen.trajectory import network_times
 
 if TYPE_CHECKING:
     import onnx
@@ -115,17 +117,8 @@ def measure_effects(trial: Trial, feeds: Mapping[str, Array], time: str, progres
     quantizer, integers = trial.quantizer, bool(trial.scheme.activation_bits)
     placements, ranges = quantizer.placements, quantizer.ranges() if integers else Ranges({})
     quantizer.round([(trial.scheme.weight_bits, p) for p in placements])
-    worst = max(1, round(WORST * len(placements)))
-    times = sorted({t for rows in ranges.rows.values() for t, *_ in rows}) if len(ranges.times) else []
-    times = [t for t in _program_times(trial, time) if not times or t in times]
-    done, total = 0, len(placements) * (1 + integers) + worst * len(times)
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, total)
-
+    worst, times = max(1, round(WORST * len(placements))), network_times(trial.judge.program, time)
+    tick = _ticker(progress, len(placements) * (1 + integers) + worst * len(times))
     effects = _effects(trial, ranges, _savings(trial, feeds, placements) if integers else {}, tick)
     by_weight = {p.weight: p for p in placements}
     ranked = sorted(effects, key=lambda e: -e.error)[:worst]
@@ -145,11 +138,16 @@ def measure_effects(trial: Trial, feeds: Mapping[str, Array], time: str, progres
     return tuple(replace(e, steps=steps.get(e.layer, ())) for e in effects)
 
 
-def _program_times(trial: Trial, time: str) -> list[float]:
-    """The network times of the judge's program, the noisiest first."""
-    from edgegen.trajectory import network_times
+def _ticker(progress: Progress | None, total: int) -> Callable[[], None]:
+    """Tells `progress` of one more of `total` at each call."""
+    done = itertools.count(1)
 
-    return list(network_times(trial.judge.program, time))
+    def tick() -> None:
+        count = next(done)
+        if progress is not None:
+            progress(count, total)
+
+    return tick
 
 
 def _savings(trial: Trial, feeds: Mapping[str, Array], placements: Sequence[Placement]) -> dict[str, float]:
@@ -173,15 +171,7 @@ def repair(trial: Trial, first: Network, verdict: Verdict, most: int, progress: 
         return Choice(first, verdict, {})
     placements = trial.quantizer.placements
     ranges = trial.quantizer.ranges() if trial.scheme.activation_bits else Ranges({})
-    done, total = 0, len(placements) * (2 if trial.scheme.activation_bits else 1)
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, total)
-
-    effects = _effects(trial, ranges, {}, tick)
+    effects = _effects(trial, ranges, {}, _ticker(progress, len(placements) * (2 if trial.scheme.activation_bits else 1)))
     order = [e.layer for e in sorted(effects, key=lambda e: -e.error)][: len(placements) - 1]
     tried: dict[frozenset[str], tuple[Network, Verdict]] = {frozenset(): (first, verdict)}
 
@@ -202,7 +192,7 @@ def search(trial: Trial, effects: Sequence[Effect]) -> Choice:
     Raises BuildError if no layer is faster in integers.
     """
     tried: dict[frozenset[str], tuple[Network, Verdict]] = {}
-    budget = trial.bounds.relative_error
+    budget = trial.bounds.budget(trial.judge.expected)
     everything = frozenset(e.layer for e in effects)
 
     def measure(floats: frozenset[str]) -> float:
@@ -211,12 +201,8 @@ def search(trial: Trial, effects: Sequence[Effect]) -> Choice:
         network = trial.quantizer.network(trial.scheme, dict.fromkeys(sorted(floats), SEARCHED))
         tried[floats] = network, trial.verdict(network.model)
         verdict = tried[floats][1]
-        return verdict.relative_error if verdict.passed or budget is None else max(verdict.relative_error, budget * verdict.excess)
+        return verdict.relative_error if verdict.passed else max(verdict.relative_error, budget * verdict.excess)
 
-    if budget is None:
-        # the bound in decibels as a relative error: both are root mean squares of the same difference
-        reference = trial.judge.expected
-        budget = trial.bounds.span * 10.0 ** (-trial.bounds.psnr_db / 20.0) / float(np.sqrt(np.mean(np.square(reference, dtype=np.float64))))
     point, points = searched(effects, measure, budget)
     if not tried:
         raise BuildError("the search leaves nothing in integers: no layer's integers save time here")

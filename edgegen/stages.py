@@ -231,7 +231,7 @@ def _chosen(plan: Plan, quantizer: Quantizer, trial: Trial, report: Progress, do
         effects = measure_effects(trial, batch.feeds, plan.recipe.model.names.t, lambda d, t: report("measuring layers", d, t))
         choice = search(trial, effects)
         document["search"] = {
-            "budget": f"{plan.recipe.gate.relative_error or 0.0:.5f}",
+            "budget": f"{trial.bounds.budget(trial.judge.expected):.5f}",
             "chosen": next(i for i, p in enumerate(choice.points) if p.floats == frozenset(choice.floats)),
             "points": [
                 {"label": f"{len(p.floats)} layers in float", "error": f"{p.error:.5f}", "milliseconds": f"{-p.saves:.4f}"} for p in choice.points

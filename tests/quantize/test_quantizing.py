@@ -234,6 +234,7 @@ def test_bounds_are_closed_forms(bounds, passes):
     reference = np.ones((2, 1, 4, 4), np.float32)
     verdict = Bounds(**{"span": 2.0, "psnr_db": 0.0, **bounds}).judge(reference, reference * 1.02, {})  # RMSE 0.02 of 2: 40 dB; relative error 0.02
     assert verdict.passed is passes
+    assert Bounds(2.0, 40.0).budget(reference) == pytest.approx(0.02) and Bounds(2.0, 40.0, 0.5).budget(reference) == 0.5
     assert verdict.psnr_db == pytest.approx(40.0, abs=1e-4) and verdict.relative_error == pytest.approx(0.02, rel=1e-5)
 
 
