@@ -29,7 +29,8 @@ from edgegen.quantize.scheme import SCHEMES
 from edgegen.quantizing import Quantizer, hessians, round_weight
 from edgegen.recipe import Quantization, load_recipe
 from edgegen.targets.onnxruntime import OrtComponent, parse_model
-from edgegen.targets.onnxruntime.qdq import quantize, scale_constants, watched
+from edgegen.targets.onnxruntime.qdq import quantize, watched
+from edgegen.targets.onnxruntime.scales import TimedScales
 from edgegen.trajectory import network_times
 from edgegen.workspace import Workspace
 
@@ -91,7 +92,7 @@ class Subject:
         else:
             name = self.plan.recipe.model.names.t
             kind = "int8" if symmetric else "uint8"
-            constants = {t: scale_constants(ranges, tensors, t, kind) for t in network_times(self.program, name)}
+            constants = TimedScales.of(ranges, tensors, network_times(self.program, name), name, kind).constants
             with TimedComponent(self.plan.component, model, self.plan.signature, name, constants, threads=0) as timed:
                 samples = self.judge.generate(timed)
         span = self.plan.sample.high - self.plan.sample.low

@@ -5,7 +5,7 @@ from edgegen.quantize.hessian import HessianSum, rows_of
 from edgegen.quantize.ranges import Ranges, choose_ranges
 from edgegen.quantize.record import Record, Recorder, TensorRecord
 from edgegen.quantize.rounding import Codes, adaround, gptq, nearest, weighted_error
-from edgegen.quantize.scales import affine_uint8, symmetric_int8
+from edgegen.quantize.scales import affine_uint8, symmetric
 
 __all__ = [
     "Codes",
@@ -26,6 +26,6 @@ __all__ = [
     "ptqd_factors",
     "reduced_noise",
     "rows_of",
-    "symmetric_int8",
+    "symmetric",
     "weighted_error",
 ]

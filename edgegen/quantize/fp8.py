@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LARGEST_FP8", "encode_fp8", "fp8_values"]
+from edgegen.errors import CalibrationError, Status
+from edgegen.quantize.scales import SMALLEST_SCALE
+
+__all__ = ["LARGEST_FP8", "encode_fp8", "fp8_values", "fp8_weight"]
 
 LARGEST_FP8 = 448.0
 _NAN = 127
@@ -28,3 +31,16 @@ def encode_fp8(values: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
     tie = (code < len(middle)) & (magnitude == middle[np.minimum(code, len(middle) - 1)]) & (code % 2 == 1)
     codes: npt.NDArray[np.uint8] = ((code + tie) | np.where(np.signbit(values), 0x80, 0)).astype(np.uint8)
     return codes
+
+
+def fp8_weight(weight: npt.NDArray[np.float32], axis: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """(bytes of E4M3FN, float32 scale per channel). weight: float32, any rank; axis: its output channels. A dead channel gets the smallest scale.
+
+    Raises CalibrationError on NaN or infinity.
+    """
+    if not np.isfinite(weight).all():
+        raise CalibrationError("a weight holds NaN or infinity and cannot be quantized", Status.NONFINITE)
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    largest = np.abs(weight).max(axis=others, keepdims=True).astype(np.float64)
+    scale = np.maximum(largest / LARGEST_FP8, SMALLEST_SCALE).astype(np.float32)
+    return encode_fp8(weight.astype(np.float64) / scale), scale.ravel()

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgegen.errors import CalibrationError, Status
 
-__all__ = ["SMALLEST_SCALE", "affine_uint8", "symmetric_int8"]
+__all__ = ["SMALLEST_SCALE", "affine_uint8", "symmetric"]
 
 SMALLEST_SCALE = 1e-12
 """A range narrower than this is a constant: it gets this scale, so that nothing divides by zero."""
@@ -19,15 +19,25 @@ def affine_uint8(low: float, high: float) -> tuple[np.float32, np.uint8]:
 
     Raises CalibrationError if the range is not finite or is inverted.
     """
-    if not (math.isfinite(low) and math.isfinite(high)) or low > high:
-        raise CalibrationError(f"a range of [{low}, {high}] cannot be quantized; expected finite numbers in order", Status.NONFINITE)
+    _check(low, high)
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = np.float32(min(max((high / 255.0 - low / 255.0), SMALLEST_SCALE), float(np.finfo(np.float32).max)))
+    scale = _usable(high / 255.0 - low / 255.0)
     return scale, np.uint8(min(max(round(-low / float(scale)), 0), 255))
 
 
-def symmetric_int8(low: float, high: float) -> np.float32:
-    """The scale of symmetric int8, -127 .. 127, for a tensor seen in [low, high]. Raises CalibrationError as `affine_uint8` does."""
+def symmetric(low: float, high: float, largest: float) -> np.float32:
+    """The scale of a symmetric type for a tensor seen in [low, high]. largest: the type's largest code, 127 of int8 without -128.
+
+    Raises CalibrationError as `affine_uint8` does.
+    """
+    _check(low, high)
+    return _usable(max(-low, high) / largest)
+
+
+def _check(low: float, high: float) -> None:
     if not (math.isfinite(low) and math.isfinite(high)) or low > high:
         raise CalibrationError(f"a range of [{low}, {high}] cannot be quantized; expected finite numbers in order", Status.NONFINITE)
-    return np.float32(min(max(max(-low, high) / 127.0, SMALLEST_SCALE), float(np.finfo(np.float32).max)))
+
+
+def _usable(scale: float) -> np.float32:
+    return np.float32(min(max(scale, SMALLEST_SCALE), float(np.finfo(np.float32).max)))

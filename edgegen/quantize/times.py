@@ -7,7 +7,7 @@ model. Models come back as copies; the same model gives the same bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from edgegen.quantize.graph import Names, attribute, check_names, constants, cop
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["edges", "raw_concat", "tabulate_times", "time_path"]
+__all__ = ["edges", "raw_concat", "row_of_time", "tabulate_times", "time_path"]
 
 Array = npt.NDArray[Any]
 
@@ -97,7 +97,7 @@ def tabulate_times(model: onnx.ModelProto, input_name: str, times: Sequence[floa
     if not tables:
         return result, ()
     names = Names(result)
-    nodes, added = _lookup(names, input_name, keys)
+    nodes, added = row_of_time(names.new, input_name, keys.tolist(), cast=keys.dtype != np.float32)
     lookups = {tensor: names.new(f"{tensor}.table") for tensor in tables}
     added |= {lookups[tensor]: table for tensor, table in tables.items()}
     prune(result, [*nodes, *_with_lookups(result, lookups, nodes[-1].output[0], names)], added)
@@ -202,22 +202,27 @@ def _tables(model: onnx.ModelProto, cone: Sequence[Any], wanted: Sequence[str], 
     return tables
 
 
-def _lookup(names: Names, time: str, keys: Array) -> tuple[list[Any], dict[str, Array]]:
-    """Nodes whose last gives int64[batch], the row of each sample's time, and their constants."""
+def row_of_time(
+    name: Callable[[str], str], time: str, times: Sequence[float], *, cast: bool
+) -> tuple[list[onnx.NodeProto], dict[str, Array]]:  # fmt: skip
+    """Nodes whose last gives int64[batch], the place among `times` of each row of the input `time`: the nearest; and their constants, by name.
+
+    name: gives a new name like the one that it is given. cast: the input is of integers.
+    """
     from onnx import TensorProto, helper
 
-    column, known = names.new(f"{time}.column"), names.new(f"{time}.known")
-    added: dict[str, Array] = {column: np.array([-1, 1], np.int64), known: keys.astype(np.float32)[None, :]}
-    steps: list[tuple[str, list[str], Mapping[str, Any]]] = [("Reshape", [column], {}), ("Sub", [known], {}), ("Abs", [], {})]
+    arrays: dict[str, Array] = {name(f"{time}_column"): np.array([-1, 1], np.int64), name(f"{time}_known"): np.array([times], np.float32)}
+    column, known = arrays
+    steps: list[tuple[str, list[str], dict[str, Any]]] = [("Reshape", [column], {}), ("Sub", [known], {}), ("Abs", [], {})]
     steps.append(("ArgMin", [], {"axis": 1, "keepdims": 0}))
-    if keys.dtype != np.float32:
+    if cast:
         steps.insert(0, ("Cast", [], {"to": TensorProto.FLOAT}))
     nodes, value = [], time
-    for kind, others, options in steps:
-        made = names.new(f"{time}.{kind.lower()}")
-        nodes.append(helper.make_node(kind, [value, *others], [made], made, **options))
+    for operator, others, attributes in steps:
+        made = name(f"{time}_{operator.lower()}")
+        nodes.append(helper.make_node(operator, [value, *others], [made], f"{made}_{operator}", **attributes))
         value = made
-    return nodes, added
+    return nodes, arrays
 
 
 def _with_lookups(model: onnx.ModelProto, lookups: Mapping[str, str], row: str, names: Names) -> list[Any]:

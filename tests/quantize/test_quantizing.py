@@ -27,7 +27,7 @@ from edgegen.solvers import Denoiser, build_program
 from edgegen.spec import ConditionSpec, SampleSpec
 from edgegen.targets.onnxruntime import OrtComponent
 from edgegen.targets.onnxruntime.kernels import check_kernels, integer_operators
-from edgegen.targets.onnxruntime.qdq import plan, quantize, scale_constants, watched
+from edgegen.targets.onnxruntime.qdq import plan, quantize, watched
 from edgegen.targets.onnxruntime.scales import TimedScales
 from tests.quantize.test_quantize import SIGNATURE, feeds
 from tests.tiny import tiny_model
@@ -103,7 +103,7 @@ def test_a_network_per_time_is_called_by_its_time_and_no_other():
     quantizer = made()
     network = quantizer.network(SCHEMES["int8"])
     assert network.ranges.times == tuple(TIMES)
-    constants = {t: scale_constants(network.ranges, network.tensors, t) for t in TIMES[:2]}
+    constants = TimedScales.of(network.ranges, network.tensors, TIMES[:2], "t", "uint8").constants
     with TimedComponent("denoiser", network.model, SIGNATURE, "t", constants, 1) as timed:
         inputs = {"x": np.ones((1, 1, 8, 8), np.float32), "label": np.ones(1, np.int64)}
         own = [timed(t=np.float32(t), **inputs)["prediction"] for t in TIMES[:2]]

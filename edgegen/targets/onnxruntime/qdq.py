@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from edgegen.quantize import Ranges, affine_uint8, symmetric_int8
+from edgegen.quantize import Ranges, affine_uint8, symmetric
 from edgegen.quantize.rounding import Codes, nearest
 from edgegen.targets.onnxruntime.storage import Stored, store_codes, store_float
 from edgegen.targets.placement import OPERATORS, Placement, place, watched
@@ -21,7 +21,7 @@ from edgegen.targets.placement import OPERATORS, Placement, place, watched
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["OPERATORS", "Integers", "Placement", "plan", "quantize", "scale_constants", "watched"]
+__all__ = ["OPERATORS", "Integers", "Placement", "plan", "quantize", "scale_constants", "scales_at", "watched"]
 
 Integers = Literal["uint8", "int8"]
 """What activations become: uint8 with a zero point (x86), or int8 without (ARM)."""
@@ -37,18 +37,24 @@ def plan(model: onnx.ModelProto, operators: Sequence[str], keep: Sequence[str]) 
 
 def _scale(low: float, high: float, integers: Integers) -> tuple[np.float32, np.uint8 | np.int8]:
     if integers == "int8":
-        return symmetric_int8(low, high), np.int8(0)
+        return symmetric(low, high, 127.0), np.int8(0)
     return affine_uint8(low, high)
 
 
-def scale_constants(ranges: Ranges, tensors: Sequence[str], time: float | None, integers: Integers = "uint8") -> dict[str, onnx.TensorProto]:
-    """The scale and the zero point of each tensor at a network time (None: over all): the constants of `quantize`'s graph that depend on it."""
+def scales_at(ranges: Ranges, tensors: Sequence[str], time: float | None, integers: Integers) -> dict[str, tuple[float, int]]:
+    """(scale, zero point) of each tensor at a network time; None: over all times. Raises CalibrationError as `Ranges.at` does."""
+    pairs = {tensor: _scale(*ranges.at(tensor, time), integers) for tensor in tensors}
+    return {tensor: (float(scale), int(zero)) for tensor, (scale, zero) in pairs.items()}
+
+
+def scale_constants(scales: Mapping[str, tuple[float, int]], integers: Integers) -> dict[str, onnx.TensorProto]:
+    """The constants of `quantize`'s graph that hold tensors' (scale, zero point), by name."""
     from onnx import numpy_helper
 
+    dtype = np.uint8 if integers == "uint8" else np.int8
     made = {}
-    for tensor in tensors:
-        scale, zero = _scale(*ranges.at(tensor, time), integers)
-        for suffix, value in (("scale", np.asarray(scale, np.float32)), ("zero_point", np.asarray(zero))):
+    for tensor, (scale, zero) in scales.items():
+        for suffix, value in (("scale", np.array(scale, np.float32)), ("zero_point", np.array(zero, dtype))):
             made[f"{tensor}_{suffix}"] = numpy_helper.from_array(value, f"{tensor}_{suffix}")
     return made
 
@@ -183,7 +189,7 @@ def quantize(
 
     codes: their weights by name, rounded beforehand; without, each is rounded to its nearest int8. stored: weights of other nodes, which are
     computed with in float: codes, or the name of a float type (edgegen/targets/onnxruntime/storage.py). Scales are those over all times;
-    `scale_constants` gives others. float_weights: only what the nodes read and write is quantized, to see what that does alone.
+    `scale_constants` gives those of others. float_weights: only what the nodes read and write is quantized, to see what that does alone.
     """
     import onnx
 
@@ -194,7 +200,7 @@ def quantize(
     for i, node in enumerate(list(result.graph.node)):
         emitter.node(node, by_node.get(i))
     emitter.subtract_biases()
-    emitter.added |= scale_constants(ranges, watched(model, placements), None, integers)
+    emitter.added |= scale_constants(scales_at(ranges, watched(model, placements), None, integers), integers)
     used = {name for node in emitter.nodes for name in node.input} | {o.name for o in result.graph.output}
     kept = [t for t in result.graph.initializer if t.name in used]
     nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for n in emitter.nodes]

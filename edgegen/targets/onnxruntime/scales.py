@@ -12,7 +12,7 @@ import numpy as np
 from edgegen.errors import BundleError, Status
 from edgegen.program import Eval, Imm, Program
 from edgegen.quantize import Factors, Ranges, corrected
-from edgegen.targets.onnxruntime.qdq import Integers, scale_constants
+from edgegen.targets.onnxruntime.qdq import Integers, scale_constants, scales_at
 
 if TYPE_CHECKING:
     import onnx
@@ -40,27 +40,12 @@ class TimedScales:
     @classmethod
     def of(cls, ranges: Ranges, tensors: Sequence[str], times: Sequence[float], input_name: str, integers: Integers) -> TimedScales:
         """Those of ranges at some times. Raises CalibrationError for a time without ranges."""
-        from onnx import numpy_helper
-
-        made = {}
-        for time in times:
-            constants = {name: numpy_helper.to_array(t) for name, t in scale_constants(ranges, tensors, time, integers).items()}
-            made[time] = {t: (float(constants[f"{t}_scale"]), int(constants[f"{t}_zero_point"])) for t in tensors}
-        return cls(input_name, integers, made)
+        return cls(input_name, integers, {time: scales_at(ranges, tensors, time, integers) for time in times})
 
     @property
     def constants(self) -> dict[float, dict[str, onnx.TensorProto]]:
         """The initializers that a network has at each time in place of its own."""
-        from onnx import numpy_helper
-
-        dtype = _DTYPES[self.integers]
-        made: dict[float, dict[str, onnx.TensorProto]] = {}
-        for time, tensors in self.times.items():
-            made[time] = {}
-            for name, (scale, zero) in tensors.items():
-                for suffix, value in (("scale", np.asarray(scale, np.float32)), ("zero_point", np.asarray(zero, dtype))):
-                    made[time][f"{name}_{suffix}"] = numpy_helper.from_array(value, f"{name}_{suffix}")
-        return made
+        return {time: scale_constants(tensors, self.integers) for time, tensors in self.times.items()}
 
     def corrected(self, program: Program, component: str) -> Program:
         """The program with the corrections, if there are any."""

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgegen.errors import BuildError, nearest
-from edgegen.quantize.fp8 import LARGEST_FP8, encode_fp8, fp8_values
+from edgegen.quantize.fp8 import fp8_values, fp8_weight
 from edgegen.quantize.rounding import Codes
 from edgegen.quantize.scales import SMALLEST_SCALE
 
@@ -76,16 +76,14 @@ def store_float(number: int, name: str, weight: npt.NDArray[np.float32], kind: s
             raise BuildError(f"weight {name!r} reaches {float(np.abs(weight).max()):g}, beyond float16; name it in quantization.keep")
         made.node("Cast", [made.constant(weight.astype(np.float16))], to=_FLOAT)
         return made
-    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-    largest = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis)).reshape(shape)
-    scale = np.maximum(largest / LARGEST_FP8, np.float32(SMALLEST_SCALE)).astype(np.float32)
-    codes = made.constant(encode_fp8(weight.astype(np.float64) / scale))
+    values, scale = fp8_weight(weight, axis)
+    codes = made.constant(values)
     # float8 is no type that components may hold: its bytes look their values up
     index = made.node("Cast", [codes], to=_INT32)
     table = numpy_helper.from_array(fp8_values().astype(np.float32), "float8")
     made.constants.append(table)  # one for all weights
-    values = made.node("Gather", [table.name, index], axis=0)
-    made.node("Mul", [values, made.constant(scale)])
+    across = [-1 if i == axis else 1 for i in range(weight.ndim)]
+    made.node("Mul", [made.node("Gather", [table.name, index], axis=0), made.constant(scale.reshape(across))])
     return made
 
 

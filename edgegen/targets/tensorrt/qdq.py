@@ -18,9 +18,11 @@ import numpy as np
 from edgegen.errors import BuildError, CalibrationError, Status
 from edgegen.errors import nearest as nearest_name
 from edgegen.quantize import Ranges
+from edgegen.quantize.fp8 import fp8_weight
 from edgegen.quantize.rounding import Codes, nearest
+from edgegen.quantize.times import row_of_time
 from edgegen.targets.placement import OPERATORS, Placement, place, watched
-from edgegen.targets.tensorrt.scales import fp8_weight, pack_int4, per_tensor
+from edgegen.targets.tensorrt.scales import pack_int4, per_tensor
 from edgegen.targets.tensorrt.timed import scaled_by_time, time_type
 
 if TYPE_CHECKING:
@@ -196,22 +198,15 @@ class _Quantizer:
 
     def index(self, times: tuple[float, ...]) -> str:
         """int64[batch]: where each row's time is among `times`."""
-        from onnx import helper
+        from onnx import numpy_helper
 
         if times not in self.indices:
             assert self.time is not None
-            column = self.constant(f"{self.time}_column", _INT64, (2,), np.array([-1, 1], "<i8").tobytes())
-            known = self.scale(f"{self.time}_known", np.array([times]))
-            nearest_time: dict[str, Any] = {"axis": 1, "keepdims": 0}
-            steps = [("Reshape", [column], {}), ("Sub", [known], {}), ("Abs", [], {}), ("ArgMin", [], nearest_time)]
-            if time_type(self.model, self.time).elem_type != _FLOAT:
-                steps.insert(0, ("Cast", [], {"to": _FLOAT}))
-            value = self.time
-            for operator, constants, attributes in steps:
-                made = self.name(f"{self.time}_{operator.lower()}")
-                self.nodes.append(helper.make_node(operator, [value, *constants], [made], f"{made}_{operator}", **attributes))
-                value = made
-            self.indices[times] = value
+            cast = time_type(self.model, self.time).elem_type != _FLOAT
+            nodes, constants = row_of_time(self.name, self.time, times, cast=cast)
+            self.nodes += nodes
+            self.added |= {name: numpy_helper.from_array(array, name) for name, array in constants.items()}
+            self.indices[times] = nodes[-1].output[0]
         return self.indices[times]
 
     def multiplied(self, node: Any, tensor: str) -> None:

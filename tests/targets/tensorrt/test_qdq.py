@@ -14,12 +14,12 @@ from onnx import numpy_helper
 
 from edgegen.errors import BuildError, CalibrationError
 from edgegen.quantize import Ranges
-from edgegen.quantize.fp8 import encode_fp8
+from edgegen.quantize.fp8 import encode_fp8, fp8_weight
 from edgegen.quantize.rounding import Codes
 from edgegen.targets.tensorrt import check_for_tensorrt, slow_spots
 from edgegen.targets.tensorrt.networks import network_for
 from edgegen.targets.tensorrt.qdq import PRECISIONS, plan, quantize, roundings, watched
-from edgegen.targets.tensorrt.scales import fp8_weight, pack_int4, per_tensor
+from edgegen.targets.tensorrt.scales import pack_int4, per_tensor
 from tests.targets.tensorrt.networks import FLOAT, constant, conv, float_network, matmul, network, node
 
 OPERATORS = ("Conv", "Gemm", "MatMul")
